@@ -1,0 +1,20 @@
+"""Fixtures that several rooms' tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """The checkpoint of a small trained model, read in place."""
+    data = Path(os.environ.get("LUTRA_TEST_DATA", ROOT.parent / "shared" / "models"))
+    folder = data / "stories260k"
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"no trained model at {folder}; set LUTRA_TEST_DATA to the folder that has it")
+    return folder
