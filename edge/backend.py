@@ -1,0 +1,100 @@
+"""Backends: how a graph becomes something that runs, found by the target's name.
+
+A backend lives in another room. `edge` knows its module's name and speaks to it through the two
+protocols here; nothing in `edge` imports it before a target asks for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import UnknownTarget
+from edge.graph import Graph
+from edge.kvcache import KVCache
+from edge.target import Machine, Target, this_machine
+
+if TYPE_CHECKING:
+    from edge.bundle import Bundle
+
+# Unit of a target (Target.unit) -> module with a `BACKEND`. Order is preference for "auto".
+BACKENDS: dict[str, str] = {"ref": "edge.reference"}
+
+
+class Program(Protocol):
+    """A bundle's graph made ready on a target."""
+
+    @property
+    def target(self) -> Target: ...
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Row counts that one run takes, ascending; the engine pads to the next one."""
+        ...
+
+    def run(
+        self, tokens: NDArray[np.int32], count: int, cache: KVCache, logit_rows: int
+    ) -> NDArray[np.float32]:
+        """Run `tokens` [chunk], of which the first `count` are valid, behind what `cache` holds.
+
+        Advances the cache by `count`. Returns logits [logit_rows, vocabulary] of the last
+        `logit_rows` valid tokens; 0, 1 and `count` are the values that every program takes.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled file inside a bundle: its path there, its target, and what made it."""
+
+    path: str
+    target: Target
+    tools: dict[str, str]
+
+
+class Backend(Protocol):
+    """What makes programs for one unit."""
+
+    def targets(self, machine: Machine) -> list[Target]:
+        """Targets that this machine could run, best first."""
+        ...
+
+    def refuses(self, target: Target, graph: Graph) -> str:
+        """Why this backend cannot lower `graph` to `target`; empty where it can."""
+        ...
+
+    def compile(self, bundle: Bundle, target: Target, folder: Path) -> list[Artifact]:
+        """Compile ahead into `folder`; an empty list where nothing is to be compiled."""
+        ...
+
+    def load(self, bundle: Bundle, target: Target) -> Program:
+        """Make the bundle's graph ready to run on `target`."""
+        ...
+
+
+def backend_for(target: Target) -> Backend:
+    """The backend of a target. Raises UnknownTarget where this version has none."""
+    if target.unit not in BACKENDS:
+        raise UnknownTarget(
+            f"target {target}: this version has no {target.unit} backend",
+            f"use one of {', '.join(BACKENDS)}; `lutra doctor` shows what runs here",
+        )
+    backend: Backend = importlib.import_module(BACKENDS[target.unit]).BACKEND
+    return backend
+
+
+def choose_target(text: str, machine: Machine | None = None) -> Target:
+    """The target that `text` names; "auto" is the best that this machine can run."""
+    if text != "auto":
+        return Target.parse(text)
+    machine = machine or this_machine()
+    for module in BACKENDS.values():
+        backend: Backend = importlib.import_module(module).BACKEND
+        if targets := backend.targets(machine):
+            return targets[0]
+    raise UnknownTarget("no backend runs on this machine", "see `lutra doctor`")

@@ -1,0 +1,230 @@
+"""Writing a bundle: into OUT.partial/, renamed to OUT when whole, resumable until then.
+
+A journal in the partial folder names the plan by a key and every tensor that is on the disk; the
+same plan goes on where it stopped, another starts again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edge.bundle import Progress, file_sha256, silent
+from edge.errors import NoSpace, OutputExists
+from edge.formats import Format
+from edge.manifest import FILE_NAME, WEIGHTS, FileRecord
+from edge.planes import Part, parts_of
+from edge.tensorfile import TensorFileWriter
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock; two conversions to one place are the user's to avoid
+    fcntl = None  # type: ignore[assignment]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Manifest, tokenizer and journal: what a bundle takes beside its weights.
+_MARGIN_BYTES = 32 << 20
+
+
+class BundleWriter:
+    """Writes one bundle. Use as a context manager, and call `finish` when all is written.
+
+    Leaving without `finish` keeps what was done for the next run, never anything at `out`.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        tensors: Mapping[str, tuple[Format, tuple[int, ...]]],
+        key: str,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self.out = out
+        self.partial = out.with_name(out.name + ".partial")
+        self._overwrite = overwrite
+        self._files: list[str] = [WEIGHTS]
+        self.finished: dict[str, dict[str, float]] = {}
+        self._refuse_existing()
+        parts = {
+            f"{name}.{part}": value
+            for name, (form, shape) in tensors.items()
+            for part, value in parts_of(form, shape).items()
+        }
+        with _disk_errors(out):
+            self.partial.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.partial / "lock", out)
+            try:
+                self._open(parts, key)
+            except BaseException:
+                self._abandon()
+                raise
+
+    def _open(self, parts: Mapping[str, Part], key: str) -> None:
+        journal = self.partial / "journal.jsonl"
+        self.finished = _read_journal(journal, key)
+        resume = bool(self.finished) and (self.partial / WEIGHTS).is_file()
+        if not resume:
+            self.finished = {}
+            _check_space(self.out, sum(part.byte_count for part in parts.values()))
+            journal.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
+        self._weights = TensorFileWriter(self.partial / WEIGHTS, parts, resume=resume)
+        self._journal = journal.open("a", encoding="utf-8")
+
+    def _abandon(self) -> None:
+        """Nothing could be started: leave nothing behind, unless an earlier run's work is there."""
+        if not self.finished:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        os.close(self._lock)
+
+    def __enter__(self) -> BundleWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.suppress(OSError):
+            self._weights.close()
+            self._journal.close()
+        os.close(self._lock)
+
+    def write(self, tensor: str, arrays: Mapping[str, NDArray[Any]], first: int = 0) -> None:
+        """Write a tensor's packed arrays, from index `first` of their leading dimension on."""
+        with _disk_errors(self.out):
+            for part, values in arrays.items():
+                self._weights.write(f"{tensor}.{part}", values, first)
+
+    def done(self, tensor: str, record: Mapping[str, float]) -> None:
+        """Say that a tensor is whole; `record` comes back in `finished` when resuming."""
+        with _disk_errors(self.out):
+            self._weights.sync()
+            self._journal.write(json.dumps({"tensor": tensor, **record}) + "\n")
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
+        self.finished[tensor] = dict(record)
+
+    def add_file(self, name: str, content: bytes) -> None:
+        """Put a small file beside the weights."""
+        with _disk_errors(self.out):
+            (self.partial / name).write_bytes(content)
+        self._files.append(name)
+
+    def records(self, progress: Progress = silent) -> dict[str, FileRecord]:
+        """Size and SHA-256 of every file written, for the manifest."""
+        with _disk_errors(self.out):
+            self._weights.sync()
+        paths = {name: self.partial / name for name in self._files}
+        return {
+            name: FileRecord(path.stat().st_size, file_sha256(path, progress))
+            for name, path in paths.items()
+        }
+
+    def finish(self, manifest: str) -> None:
+        """Write the manifest's text and put the bundle in its place."""
+        self._refuse_existing()
+        with _disk_errors(self.out):
+            path = self.partial / FILE_NAME
+            path.write_text(manifest, encoding="utf-8")
+            _sync_path(path)
+            self._weights.close()
+            self._journal.close()
+            for name in ("journal.jsonl", "lock"):
+                (self.partial / name).unlink()
+            if self.out.exists():
+                self._replace()
+            else:
+                self.partial.rename(self.out)
+            _sync_path(self.out.parent)
+
+    def _replace(self) -> None:
+        old = self.out.with_name(self.out.name + ".old")
+        self.out.rename(old)
+        self.partial.rename(self.out)
+        shutil.rmtree(old)
+
+    def _refuse_existing(self) -> None:
+        if not self.out.exists() and not self.out.is_symlink():
+            return
+        if not self._overwrite:
+            raise OutputExists(
+                f"{self.out} is already there", "choose another name, or add --overwrite"
+            )
+        if not (self.out / FILE_NAME).is_file():
+            raise OutputExists(
+                f"{self.out} is not a bundle, so --overwrite leaves it alone",
+                "choose another name, or remove it yourself",
+            )
+
+
+def _read_journal(path: Path, key: str) -> dict[str, dict[str, float]]:
+    """Tensors that an earlier run of the same plan finished; a line cut by a kill counts not."""
+    if not path.is_file():
+        return {}
+    finished: dict[str, dict[str, float]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if number == 0 and record.get("key") != key:
+            return {}
+        if number > 0:
+            finished[record.pop("tensor")] = record
+    return finished
+
+
+def _check_space(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out.parent).free
+    if needed + _MARGIN_BYTES > free:
+        raise NoSpace(
+            f"{out.parent} has {free / 1e6:.0f} MB free, "
+            f"the bundle needs {(needed + _MARGIN_BYTES) / 1e6:.0f} MB",
+            "free some space, choose another disk, or fewer bits with --weights",
+        )
+
+
+def _lock(path: Path, out: Path) -> int:
+    """Take the partial folder for this process; the system lets go of it when the process ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    if fcntl is not None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise OutputExists(
+                f"another conversion is writing {out}", "wait for it, or choose another name"
+            ) from error
+    return descriptor
+
+
+@contextlib.contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """Turn a full disk and a forbidden folder into errors that say so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise NoSpace(
+                f"no room on the disk while writing {out} ({error.strerror})",
+                "free some space and run the same command again; it goes on where it stopped",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise OutputExists(
+                f"cannot write {out}: {error.strerror}", "choose another place"
+            ) from error
+        raise
+
+
+def _sync_path(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a folder cannot be synced everywhere
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,180 @@
+"""A bundle's manifest: everything about it but the weights, as data with a checked JSON form.
+
+Nothing is inferred from a name. The manifest carries a digest of itself, so a hand-edited or
+half-copied one is told from a good one before anything is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge import graph as graphs
+from edge.backend import Artifact
+from edge.errors import BadManifest, WrongSchema
+from edge.formats import Format
+from edge.graph import Graph
+from edge.target import Target
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+WEIGHTS = "weights.safetensors"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and SHA-256 of one file of the bundle."""
+
+    byte_count: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """Format of a tensor and what storing it in that format cost.
+
+    `relative_rms_error` is the root mean square of the error over that of the weights.
+    """
+
+    form: Format
+    relative_rms_error: float
+
+
+@dataclass(frozen=True)
+class GraphSize:
+    """A chunk length that the bundle is made for."""
+
+    name: str
+    rows: int
+    logit_rows: int
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What the checkpoint's authors set for sampling; None where they set nothing."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """What the engine must know of the tokens beside tokenizer.json, which stands for itself.
+
+    `special_tokens` are the texts ("bos_token" and so on) that the chat template may print.
+    """
+
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says. `graph` is in its decode form, of one row."""
+
+    lutra: str
+    name: str
+    model_type: str
+    config: Mapping[str, Any]
+    tokenizer: TokenizerRecord
+    generation: GenerationDefaults
+    graph: Graph
+    graph_sizes: tuple[GraphSize, ...]
+    tensors: Mapping[str, TensorRecord]
+    files: Mapping[str, FileRecord]
+    artifacts: tuple[Artifact, ...] = ()
+
+    def to_text(self) -> str:
+        """The JSON text, with schema and digest."""
+        body = self._body()
+        return json.dumps(body | {"digest": _digest(body)}, indent=1, ensure_ascii=False)
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "lutra": self.lutra,
+            "name": self.name,
+            "model_type": self.model_type,
+            "config": dict(self.config),
+            "tokenizer": asdict(self.tokenizer),
+            "generation": asdict(self.generation),
+            "graph": graphs.to_json(self.graph),
+            "graph_sizes": [asdict(size) for size in self.graph_sizes],
+            "tensors": {
+                name: {"format": str(t.form), "relative_rms_error": t.relative_rms_error}
+                for name, t in self.tensors.items()
+            },
+            "artifacts": [
+                {"path": a.path, "target": str(a.target), "tools": a.tools} for a in self.artifacts
+            ],
+            "files": {name: asdict(record) for name, record in self.files.items()},
+        }
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a bundle's manifest.json. Raises BadManifest or WrongSchema."""
+    path = folder / FILE_NAME
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        schema = data["schema"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _bad(path, f"not whole ({type(error).__name__}: {error})") from error
+    if schema != SCHEMA:
+        raise _wrong_schema(path, schema, data.get("lutra", "?"))
+    digest = data.pop("digest", None)
+    if digest != _digest(data):
+        raise _bad(path, "altered: its digest is not that of what it says")
+    try:
+        return _parse(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _bad(path, f"{type(error).__name__}: {error}") from error
+
+
+def _parse(data: Mapping[str, Any]) -> Manifest:
+    tokenizer = dict(data["tokenizer"])
+    tokenizer["eos_ids"] = tuple(tokenizer["eos_ids"])
+    return Manifest(
+        lutra=data["lutra"],
+        name=data["name"],
+        model_type=data["model_type"],
+        config=data["config"],
+        tokenizer=TokenizerRecord(**tokenizer),
+        generation=GenerationDefaults(**data["generation"]),
+        graph=graphs.from_json(data["graph"], rows=1, logit_rows=1),
+        graph_sizes=tuple(GraphSize(**size) for size in data["graph_sizes"]),
+        tensors={
+            name: TensorRecord(Format.parse(t["format"]), t["relative_rms_error"])
+            for name, t in data["tensors"].items()
+        },
+        artifacts=tuple(
+            Artifact(a["path"], Target.parse(a["target"]), a["tools"]) for a in data["artifacts"]
+        ),
+        files={name: FileRecord(**record) for name, record in data["files"].items()},
+    )
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _bad(path: Path, found: str) -> BadManifest:
+    return BadManifest(f"{path}: {found}", "copy the bundle again, or convert again")
+
+
+def _wrong_schema(path: Path, schema: object, version: object) -> WrongSchema:
+    newer = isinstance(schema, int) and schema > SCHEMA
+    return WrongSchema(
+        f"{path}: schema {schema}, written by lutra {version}; this version reads schema {SCHEMA}",
+        "upgrade: pip install -U lutra" if newer else "convert the model again with this version",
+    )

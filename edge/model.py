@@ -1,0 +1,219 @@
+"""A loaded model: what Python programs and the command line talk to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.backend import Program, backend_for, choose_target
+from edge.bundle import Bundle
+from edge.errors import BadTemplate, BadTokens, MissingDependency, UnknownTarget, UsageError
+from edge.generate import (
+    Ending,
+    Record,
+    join_text,
+    prefill,
+    stream_records,
+    stream_tokens,
+)
+from edge.kvcache import CacheFormat, KVCache
+from edge.manifest import TOKENIZER, GenerationDefaults
+from edge.sampler import Sampler, Sampling
+from edge.template import ChatTemplate, Message
+from edge.text import TextStream
+from edge.tokenizer import Tokenizer
+
+# Where neither the user nor the checkpoint says anything.
+DEFAULT_SAMPLING = Sampling(temperature=0.8, top_p=0.95)
+
+
+@dataclass
+class Session:
+    """A conversation in progress: its cache, and the tokens that were run or drawn.
+
+    What a new prompt shares with it is not run again.
+    """
+
+    cache: KVCache
+    tokens: list[int] = field(default_factory=list)
+
+    def reuse(self, prompt: Sequence[int]) -> None:
+        """Make `prompt` the session's tokens, keeping what the cache holds of its beginning.
+
+        At least the last token is run again, since its logits are what comes next.
+        """
+        held = self.tokens[: self.cache.length]
+        shared = 0
+        while shared < min(len(held), len(prompt) - 1) and held[shared] == prompt[shared]:
+            shared += 1
+        self.cache.rewind(shared)
+        self.tokens = list(prompt)
+
+
+class Model:
+    """A bundle loaded on a target. Make one with `edge.load`."""
+
+    def __init__(
+        self, bundle: Bundle, program: Program, context: int, cache_format: CacheFormat
+    ) -> None:
+        self.bundle = bundle
+        self.program = program
+        self.context = context
+        self.cache_format = cache_format
+
+    def logits(self, token_ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
+        """Logits float32 [tokens, vocabulary] after each of the tokens, from an empty context.
+
+        Raises BadTokens for ids outside the vocabulary, PromptTooLong for more than the context.
+        """
+        ids = self._checked(token_ids)
+        return prefill(self.program, self.session().cache, ids, all_logits=True)
+
+    def session(self) -> Session:
+        """An empty conversation."""
+        return Session(KVCache(self.bundle.graph.caches, self.context, self.cache_format))
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        session: Session | None = None,
+    ) -> Iterator[Record]:
+        """Continue `prompt`, text or token ids, one record a token.
+
+        Without `sampling`, the checkpoint's own defaults. Without a tokenizer, records have tokens
+        and no text. Ends at an end token, a stop string,
+        `max_tokens`, or a full context; the last record says which. Raises PromptTooLong.
+        """
+        if max_tokens is not None and max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}", "use 1 or more")
+        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        tokens = [int(token) for token in self._checked(ids)]
+        session = session or self.session()
+        session.reuse(tokens)
+        session.cache.require(len(tokens) - session.cache.length)
+        sampler = Sampler(sampling or self.default_sampling)
+        ending = Ending(self._eos_ids, tuple(stop), max_tokens)
+        drawn = stream_tokens(self.program, session.cache, session.tokens, sampler)
+        text = TextStream(self._decoder(ending), tokens)
+        return stream_records(drawn, len(tokens), text, ending)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """The continuation of `prompt` as one string; see `stream`."""
+        return join_text(self.stream(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, with the special tokens that the model expects around it."""
+        return self.tokenizer.encode(text)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation, up to where the assistant answers. Raises BadTemplate."""
+        return self.tokenizer.encode_chat(self.chat_template.render(messages))
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer. Raises BadTokens where it has none, or MissingDependency."""
+        content = self.bundle.tokenizer_json
+        if content is None:
+            raise BadTokens(
+                f"{self.bundle.folder} has no tokenizer: its checkpoint had no tokenizer.json",
+                "give token ids, or add tokenizer.json to the checkpoint and convert again",
+            )
+        return Tokenizer(content, self.bundle.folder / TOKENIZER)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The bundle's chat template. Raises BadTemplate where it has none."""
+        record = self.bundle.manifest.tokenizer
+        if record.chat_template is None:
+            raise BadTemplate(
+                f"{self.bundle.folder} has no chat template: it is a base model",
+                "use lutra run with a plain prompt",
+            )
+        return ChatTemplate(record.chat_template, record.special_tokens)
+
+    @cached_property
+    def default_sampling(self) -> Sampling:
+        """What the checkpoint's authors set, over DEFAULT_SAMPLING."""
+        return with_defaults(DEFAULT_SAMPLING, self.bundle.manifest.generation)
+
+    @property
+    def _eos_ids(self) -> frozenset[int]:
+        return frozenset(self.bundle.manifest.tokenizer.eos_ids)
+
+    def _decoder(self, ending: Ending) -> Callable[[list[int]], str]:
+        """What turns ids into text; where there is no tokenizer, tokens go without text."""
+        try:
+            return self.tokenizer.decode
+        except (BadTokens, MissingDependency) as error:
+            if ending.stop:
+                raise UsageError(f"stop strings need text: {error.what}", error.cure) from error
+            return _no_text
+
+    def _checked(self, token_ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
+        ids = np.asarray(token_ids)
+        vocabulary = self.bundle.graph.vocabulary
+        if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
+            raise BadTokens(
+                f"token ids of shape {list(ids.shape)}, {ids.dtype}", "give a list of whole numbers"
+            )
+        if ids.min() < 0 or ids.max() >= vocabulary:
+            bad = int(ids.min() if ids.min() < 0 else ids.max())
+            raise BadTokens(
+                f"token id {bad}, the vocabulary has {vocabulary}",
+                "check that the tokens were made by this model's tokenizer",
+            )
+        return ids.astype(np.int32)
+
+
+def _no_text(ids: list[int]) -> str:
+    del ids
+    return ""
+
+
+def load(
+    path: str | Path,
+    *,
+    target: str = "auto",
+    context: int | None = None,
+    cache_format: CacheFormat = "f32",
+) -> Model:
+    """Open a bundle and make it ready to run.
+
+    `target` is a target's text form, or "auto" for the best that this machine runs. `context`
+    takes less than the bundle's context, to save memory. Raises the errors of `Bundle.open`,
+    UnknownTarget where nothing here runs the target, UsageError for a context out of range.
+    """
+    bundle = Bundle.open(path)
+    chosen = choose_target(target)
+    backend = backend_for(chosen)
+    if refusal := backend.refuses(chosen, bundle.graph):
+        raise UnknownTarget(f"{path} cannot run on {chosen}: {refusal}", "see lutra doctor")
+    limit = bundle.graph.context
+    if context is not None and not 1 <= context <= limit:
+        raise UsageError(
+            f"context {context}, {path} was converted for up to {limit}",
+            "use less, or convert again with a larger --context",
+        )
+    return Model(bundle, backend.load(bundle, chosen), context or limit, cache_format)
+
+
+def with_defaults(base: Sampling, defaults: GenerationDefaults) -> Sampling:
+    """`base` with what a checkpoint sets put over it."""
+    chosen = {name: value for name, value in vars(defaults).items() if value is not None}
+    return replace(base, **chosen)

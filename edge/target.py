@@ -1,0 +1,153 @@
+"""Targets: what code is made for, as a value with a text form.
+
+`ref` is the NumPy interpreter. `cpu:x86_64,avx512,vnni,amx` and `cpu:aarch64-android,dotprod,i8mm`
+are processors with the features that code may use. `npu:htp-v75` and `npu:hvx-v73` are Hexagon
+versions, `npu:ort` ONNX Runtime standing in for one.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.errors import UnknownTarget
+
+# Features a target may name, each implying the ones in its row (Linux names in FEATURE_FLAGS).
+FEATURES: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {"avx2": (), "avx512": ("avx2",), "vnni": ("avx512",), "amx": ("vnni",)},
+    "aarch64": {"neon": (), "dotprod": ("neon",), "i8mm": ("dotprod",)},
+}
+
+# What /proc/cpuinfo must list for a feature.
+FEATURE_FLAGS: dict[str, tuple[str, ...]] = {
+    "avx2": ("avx2", "fma", "f16c"),
+    "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512dq"),
+    "vnni": ("avx512_vnni",),
+    "amx": ("amx_tile", "amx_int8", "amx_bf16"),
+    "neon": ("asimd",),
+    "dotprod": ("asimddp",),
+    "i8mm": ("i8mm",),
+}
+
+SYSTEMS = ("linux", "android")
+_NPU = re.compile(r"(htp|hvx)-v(\d{2})|ort")
+EXAMPLES = "ref, cpu:x86_64,avx512,vnni, cpu:aarch64-android,dotprod,i8mm, npu:htp-v75"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of code: `kind` "ref", "cpu" or "npu", and what it may assume.
+
+    For a CPU, `arch` is the instruction set, `system` the operating system, and `features` the
+    extensions in alphabetical order, with those implied. For an NPU, `arch` is the unit with its
+    version ("htp-v75").
+    """
+
+    kind: str
+    arch: str = ""
+    system: str = ""
+    features: tuple[str, ...] = ()
+
+    @staticmethod
+    def parse(text: str) -> Target:
+        """Read a target's text form. Raises UnknownTarget."""
+        kind, _, rest = text.partition(":")
+        if text == "ref":
+            return Target("ref")
+        if kind == "npu" and _NPU.fullmatch(rest):
+            return Target("npu", rest)
+        if kind == "cpu":
+            return _parse_cpu(text, rest)
+        raise _unknown(text, "need ref, cpu:<arch>[,features] or npu:<unit>-v<version>")
+
+    def __str__(self) -> str:
+        if self.kind == "ref":
+            return "ref"
+        system = f"-{self.system}" if self.system == "android" else ""
+        return ",".join([f"{self.kind}:{self.arch}{system}", *self._named_features()])
+
+    @property
+    def unit(self) -> str:
+        """What a backend is registered for: "ref", "cpu", "npu:htp", "npu:hvx" or "npu:ort"."""
+        return f"npu:{self.arch.partition('-')[0]}" if self.kind == "npu" else self.kind
+
+    def _named_features(self) -> list[str]:
+        """The features in the table's order; the base one ("neon") goes without saying."""
+        table = FEATURES.get(self.arch, {})
+        base = next(iter(table), None) if self.arch == "aarch64" else None
+        return [name for name in table if name in self.features and name != base]
+
+
+def _parse_cpu(text: str, rest: str) -> Target:
+    place, *names = rest.split(",")
+    arch, _, system = place.partition("-")
+    system = system or "linux"
+    if arch not in FEATURES or system not in SYSTEMS:
+        raise _unknown(text, f"processor {place!r}, need {' or '.join(FEATURES)}[-android]")
+    features = {"neon"} if arch == "aarch64" else set()
+    for name in names:
+        if name not in FEATURES[arch]:
+            raise _unknown(text, f"feature {name!r}, {arch} has {', '.join(FEATURES[arch])}")
+        features |= {name, *_implied(arch, name)}
+    return Target("cpu", arch, system, tuple(sorted(features)))
+
+
+def _implied(arch: str, name: str) -> set[str]:
+    direct = FEATURES[arch][name]
+    return set(direct).union(*(_implied(arch, other) for other in direct))
+
+
+def _unknown(text: str, detail: str) -> UnknownTarget:
+    return UnknownTarget(f"target {text!r}: {detail}", f"use one such as {EXAMPLES}")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine at hand: its instruction set, system, and the features it has."""
+
+    arch: str
+    system: str
+    features: frozenset[str]
+
+    def target(self) -> Target:
+        """The CPU target that uses all of this machine. Raises UnknownTarget on a foreign one."""
+        if self.arch not in FEATURES:
+            raise UnknownTarget(f"this machine is a {self.arch}", f"need {' or '.join(FEATURES)}")
+        return Target("cpu", self.arch, self.system, tuple(sorted(self.features)))
+
+    def mismatch(self, target: Target) -> str:
+        """Why code for a CPU `target` cannot run here; empty where it can.
+
+        Android code calls no system library, so it runs on Linux of the same processor too.
+        """
+        if target.arch != self.arch:
+            return f"{target} is for {target.arch}, this machine is {self.arch}"
+        if target.system == "linux" and self.system == "android":
+            return f"{target} is for Linux, this machine runs Android"
+        missing = [name for name in target.features if name not in self.features]
+        return f"{target} needs {', '.join(missing)}, this machine lacks it" if missing else ""
+
+
+def this_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
+    """Look at the machine. Features are those that the kernel reports in `cpuinfo`."""
+    arch = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    system = "android" if hasattr(sys, "getandroidapilevel") else "linux"
+    flags = _flags(cpuinfo.read_text() if cpuinfo.exists() else "")
+    features = {
+        name for name in FEATURES.get(arch, {}) if flags.issuperset(FEATURE_FLAGS[name])
+    } | ({"neon"} if arch == "aarch64" else set())
+    whole = {name for name in features if _implied(arch, name) <= features}
+    return Machine(arch, system, frozenset(whole))
+
+
+def _flags(cpuinfo: str) -> set[str]:
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    return {
+        flag
+        for key, _, value in lines
+        if key.strip() in ("flags", "Features")
+        for flag in value.split()
+    }
