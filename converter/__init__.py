@@ -1,0 +1,1 @@
+"""The converter: from a checkpoint to a bundle. Runs on the workstation, never on a device."""

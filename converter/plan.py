@@ -1,0 +1,118 @@
+"""The conversion plan: each tensor's format and what it costs. Pure: reads no weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edge.formats import F32, Format
+from edge.graph import Graph, Tensor
+from edge.planes import parts_of
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Formats by what a tensor is for. A tied embedding is the head's."""
+
+    weights: Format
+    head: Format
+    embedding: Format
+
+    @staticmethod
+    def parse(weights: str, head: str | None = None, embedding: str | None = None) -> Formats:
+        """Formats from their text forms. Raises UnknownFormat.
+
+        The head defaults to the weights' format but to no less than 4 bits, since its errors go
+        straight into the logits; the embedding to the head's.
+        """
+        chosen = Format.parse(weights)
+        top = Format.parse(head) if head else _default_head(chosen)
+        return Formats(chosen, top, Format.parse(embedding) if embedding else top)
+
+
+def _default_head(weights: Format) -> Format:
+    if weights.bits >= 4:
+        return weights
+    group = weights.group if weights.granularity == "group" else 64
+    return Format("integer", 4, "group", group, weights.asymmetric)
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One line of the plan."""
+
+    tensor: Tensor
+    form: Format
+
+    @property
+    def weight_count(self) -> int:
+        return math.prod(self.tensor.shape)
+
+    @property
+    def byte_count(self) -> int:
+        return sum(part.byte_count for part in parts_of(self.form, self.tensor.shape).values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits with scales, zeros and padding."""
+        return 8 * self.byte_count / self.weight_count
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All tensors of a graph with their formats."""
+
+    tensors: tuple[PlannedTensor, ...]
+
+    @property
+    def byte_count(self) -> int:
+        return sum(tensor.byte_count for tensor in self.tensors)
+
+    @property
+    def weight_count(self) -> int:
+        return sum(tensor.weight_count for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.byte_count / self.weight_count
+
+    def lines(self) -> Iterator[str]:
+        """The plan as a table: alike tensors of all layers on one line."""
+        yield f"{'tensor':<26} {'shape':<15} {'format':<11} {'bits':>6} {'MB':>9}  error at most"
+        for same in self._alike():
+            first, total = same[0], sum(tensor.byte_count for tensor in same)
+            name = _series_name(first.tensor.name) + (f" (x{len(same)})" if len(same) > 1 else "")
+            bound = first.form.error_bound
+            yield (
+                f"{name:<26} {'x'.join(map(str, first.tensor.shape)):<15} {first.form!s:<11} "
+                f"{first.bits_per_weight:6.2f} {total / 1e6:9.2f}  "
+                + (f"{100 * bound:.3g} % of the group's largest" if bound else "none")
+            )
+        yield (
+            f"{'all':<26} {self.weight_count:<15,} {'':<11} "
+            f"{self.bits_per_weight:6.2f} {self.byte_count / 1e6:9.2f}"
+        )
+
+    def _alike(self) -> list[list[PlannedTensor]]:
+        alike: dict[tuple[str, tuple[int, ...], Format], list[PlannedTensor]] = {}
+        for planned in self.tensors:
+            key = _series_name(planned.tensor.name), planned.tensor.shape, planned.form
+            alike.setdefault(key, []).append(planned)
+        return list(alike.values())
+
+
+def _series_name(name: str) -> str:
+    """One name for the same tensor of all layers: layers.3.q -> layers.*.q."""
+    return "layers.*." + name.split(".", 2)[2] if name.startswith("layers.") else name
+
+
+def make_plan(graph: Graph, formats: Formats) -> Plan:
+    """Choose each tensor's format by its role; vectors stay float32."""
+    by_role = {
+        "linear": formats.weights,
+        "head": formats.head,
+        "embedding": formats.embedding,
+        "vector": F32,
+    }
+    return Plan(tuple(PlannedTensor(t, by_role[t.role]) for t in graph.tensors))

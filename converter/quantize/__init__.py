@@ -1,0 +1,1 @@
+"""Quantizers: from float rows to codes, scales and zeros."""

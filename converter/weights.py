@@ -1,0 +1,119 @@
+"""Weights of a model as the graph wants them: checked, cut out of fused tensors, transformed.
+
+Read a block of rows at a time, so that memory stays bounded whatever the model's size.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.models.builder import Model, Origin
+from converter.quantize.rtn import Floats
+from converter.sources.huggingface import Checkpoint
+from edge.errors import BadWeights, UnsupportedMath, WrongShape
+from edge.planes import TILE
+
+# 4 Mi weights a block: 16 MB in float32, and some 100 MB with everything made on the way to codes.
+BLOCK_WEIGHTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of `model` in `checkpoint`."""
+
+    model: Model
+    checkpoint: Checkpoint
+
+    def check(self) -> None:
+        """Compare names and shapes with what the config implies, before any work.
+
+        Raises MissingTensor, WrongShape, or UnsupportedMath for tensors that would be left over.
+        """
+        for origin in self.model.origins.values():
+            found = self.checkpoint.shape(origin.name)
+            if found != origin.shape:
+                raise WrongShape(
+                    f"{self.checkpoint.shard_of(origin.name)}: tensor {origin.name} is "
+                    f"{list(found)}, the config implies {list(origin.shape)}",
+                    "check that config.json and the weights belong together",
+                )
+        self._refuse_leftovers()
+
+    def blocks(self, name: str) -> Iterator[tuple[int, Floats]]:
+        """A tensor's rows in order, as (first row, float32 block); a vector is one block.
+
+        Blocks are whole tiles. Raises BadWeights on NaN or infinity.
+        """
+        if name in self.model.constants:
+            yield 0, self.model.constants[name]
+            return
+        origin, shape = self.model.origins[name], self.model.graph.tensor(name).shape
+        scale = self._master_scale(name) if origin.transform == "ternarize" else 1.0
+        for first, last in _spans(shape):
+            yield first, _transform(origin, self._read(origin, first, last), scale)
+
+    def _read(self, origin: Origin, first: int, last: int) -> Floats:
+        offset = origin.first_row
+        rows = self.checkpoint.rows(origin.name, offset + first, offset + last)
+        if not np.isfinite(rows).all():
+            raise BadWeights(
+                f"{self.checkpoint.shard_of(origin.name)}: tensor {origin.name} "
+                f"has {_first_bad(rows)} in row {offset + first + _bad_row(rows)}",
+                "the checkpoint is damaged or diverged in training: get another copy",
+            )
+        return rows
+
+    def _master_scale(self, name: str) -> float:
+        """Mean magnitude of a tensor, the scale that BitNet ternarizes its master weights by."""
+        origin, shape = self.model.origins[name], self.model.graph.tensor(name).shape
+        total, count = 0.0, 0
+        for first, last in _spans(shape):
+            block = self._read(origin, first, last)
+            total += float(np.abs(block).sum(dtype=np.float64))
+            count += block.size
+        return max(total / count, 1e-5)
+
+    def _refuse_leftovers(self) -> None:
+        used = {origin.name for origin in self.model.origins.values()}
+        for name in sorted(self.checkpoint.tensor_names - used):
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.model.ignored):
+                raise UnsupportedMath(
+                    f"{self.checkpoint.shard_of(name)}: tensor {name} has no place in the model "
+                    "that config.json describes",
+                    "config and weights do not belong together, or the math is not implemented",
+                )
+
+
+def _spans(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that cover a tensor, each of whole tiles and about BLOCK_WEIGHTS weights."""
+    if len(shape) == 1:
+        yield 0, shape[0]
+        return
+    step = max(BLOCK_WEIGHTS // shape[1] // TILE, 1) * TILE
+    for first in range(0, shape[0], step):
+        yield first, min(first + step, shape[0])
+
+
+def _transform(origin: Origin, rows: Floats, master_scale: float) -> Floats:
+    match origin.transform:
+        case "plus_one":
+            return rows + np.float32(1)
+        case "ternarize":
+            scale = np.float32(master_scale)
+            return np.clip(np.rint(rows / scale), -1, 1) * scale
+        case _:
+            return rows
+
+
+def _bad_row(rows: Floats) -> int:
+    bad: NDArray[np.intp] = np.argwhere(~np.isfinite(rows))
+    return int(bad[0][0])
+
+
+def _first_bad(rows: Floats) -> str:
+    return "NaN" if np.isnan(rows[_bad_row(rows)]).any() else "infinity"
