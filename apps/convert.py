@@ -1,0 +1,99 @@
+"""Turn a Hugging Face checkpoint into a bundle.
+
+SRC is a folder with config.json and safetensors weights, or a name on the hub. The plan is printed
+before the work. An interrupted conversion goes on where it stopped when run again; nothing is at
+OUT before it is whole.
+
+Formats: w<bits>g<group>[a] with 2, 3, 4 or 8 bits, a group of 32, 64, 128 or c (a whole channel),
+and a for asymmetric; ternary; f16; f32.
+
+examples:
+  lutra convert ./Llama-3.2-1B llama.lutra
+  lutra convert Qwen/Qwen2.5-0.5B-Instruct qwen.lutra --weights w2g64 --head w4g64
+  lutra convert ./model m.lutra --plan          show the plan, do nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from apps.output import megabytes, print_json
+from apps.progress import Bar
+from converter.convert import DEFAULT_CHUNK, Job, prepare
+from converter.convert import run as run_job
+from converter.plan import Formats
+from edge.errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="checkpoint folder or hub name")
+    parser.add_argument("out", metavar="OUT", type=Path, help="bundle to write, NAME.lutra")
+    parser.add_argument(
+        "--weights", default="w4g64", metavar="FORMAT", help="linear weights (default w4g64)"
+    )
+    parser.add_argument(
+        "--head",
+        metavar="FORMAT",
+        help="output head and tied embedding (default: as --weights, 4 bits at least)",
+    )
+    parser.add_argument(
+        "--embedding", metavar="FORMAT", help="untied embedding (default: as --head)"
+    )
+    parser.add_argument(
+        "--context", type=int, metavar="N", help="most positions (default: the checkpoint's)"
+    )
+    parser.add_argument(
+        "--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="prefill chunk length (256)"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle at OUT")
+    parser.add_argument("--plan", action="store_true", help="print the plan and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    for name in ("context", "chunk"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} {value}", "use 1 or more")
+    formats = Formats.parse(args.weights, args.head, args.embedding)
+    job = prepare(
+        args.source, formats, context=args.context, chunk=args.chunk, revision=args.revision
+    )
+    if not args.quiet:
+        _print_plan(job)
+    result = _plan_values(job)
+    if not args.plan:
+        result |= _convert(args, job)
+    if args.json:
+        print_json(result)
+    return 0
+
+
+def _print_plan(job: Job) -> None:
+    graph = job.model.graph
+    print(f"{job.checkpoint.name}: {job.checkpoint.config['model_type']}, context {graph.context}")
+    for line in job.plan.lines():
+        print(line)
+
+
+def _plan_values(job: Job) -> dict[str, object]:
+    return {
+        "weights_bytes": job.plan.byte_count,
+        "parameters": job.plan.weight_count,
+        "bits_per_weight": job.plan.bits_per_weight,
+        "context": job.model.graph.context,
+    }
+
+
+def _convert(args: argparse.Namespace, job: Job) -> dict[str, object]:
+    began = time.monotonic()
+    bar = Bar(quiet=args.quiet)
+    manifest = run_job(job, args.out, overwrite=args.overwrite, watcher=bar)
+    bar.finish()
+    seconds = time.monotonic() - began
+    size = sum(record.byte_count for record in manifest.files.values())
+    if not args.quiet:
+        print(f"wrote {args.out}: {megabytes(size)} in {seconds:.1f} s (measured)")
+    return {"out": str(args.out), "bytes": size, "seconds": seconds}

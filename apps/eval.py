@@ -1,0 +1,186 @@
+"""Measure what a bundle predicts of a text: perplexity, and the distance to another bundle.
+
+The text is cut into windows of the context; every token of a window is predicted from those before
+it. With --against, the same windows run through another bundle of the same model (usually f32), and
+the mean KL divergence of its predictions to this bundle's says what quantization costs.
+
+examples:
+  lutra eval model.lutra --text book.txt
+  lutra eval w4.lutra --text book.txt --against f32.lutra --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edge
+from apps.options import add_model_options, load_model
+from apps.output import print_json
+from apps.progress import Bar
+from edge.errors import UsageError
+from edge.generate import prefill
+from edge.model import Model
+
+# Rows scored at once: logits of a 150k vocabulary take 150 MB.
+_ROWS = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_options(parser)
+    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="UTF-8 text")
+    parser.add_argument("--against", metavar="BUNDLE", help="bundle to take KL divergence to")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="use the first N tokens alone")
+
+
+@dataclass
+class Score:
+    """Sums over predicted tokens, in nats."""
+
+    tokens: int = 0
+    nll_sum: float = 0.0
+    kl_sum: float = 0.0
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood."""
+        return self.nll_sum / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.nll)
+
+    @property
+    def kl(self) -> float:
+        """Mean KL divergence of the other model's predictions to this one's."""
+        return self.kl_sum / self.tokens
+
+
+def run(args: argparse.Namespace) -> int:
+    model = load_model(args)
+    other = _load_other(args, model)
+    ids = _read_tokens(args, model)
+    bar = Bar(quiet=args.quiet)
+    bar.start("eval", len(ids), "tokens")
+    score = evaluate(model, ids, other, bar)
+    bar.finish()
+    values = {
+        "perplexity": score.perplexity,
+        "nll": score.nll,
+        "kl": score.kl if other is not None else None,
+        "tokens": score.tokens,
+        "context": model.context,
+        "target": str(model.program.target),
+    }
+    if args.json:
+        print_json(values)
+    else:
+        _print(args, score, other is not None)
+    return 0
+
+
+def evaluate(model: Model, ids: list[int], other: Model | None, bar: Bar) -> Score:
+    """Score `ids` under `model`, window by window."""
+    score = Score()
+    for window in windows(ids, model.context, model.bundle.manifest.tokenizer.bos_id):
+        ours = _logits(model, window)
+        theirs = _logits(other, window) if other is not None else None
+        for first, logits in ours:
+            log_probs = log_softmax(logits)
+            targets = window[first + 1 : first + 1 + len(logits)]
+            rows = np.arange(len(targets))
+            score.tokens += len(targets)
+            score.nll_sum -= float(log_probs[rows, targets].sum())
+            if theirs is not None:
+                _, reference = next(theirs)
+                divergence = kl_divergence(log_softmax(reference), log_probs)
+                score.kl_sum += float(divergence[: len(targets)].sum())
+            bar.advance(len(targets))
+    return score
+
+
+def windows(ids: list[int], context: int, bos_id: int | None) -> Iterator[NDArray[np.int32]]:
+    """Cut tokens into windows of at most `context`, each opened by the BOS token if there is one.
+
+    Without BOS, a window opens with the last token of the one before, so that all tokens but the
+    text's first are predicted.
+    """
+    text = ids[1:] if bos_id is not None and ids[:1] == [bos_id] else ids
+    opening = bos_id
+    if opening is None:
+        opening, text = text[0], text[1:]
+    for start in range(0, len(text), context - 1):
+        body = text[start : start + context - 1]
+        yield np.array([opening, *body], np.int32)
+        opening = body[-1] if bos_id is None else bos_id
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Log probabilities over the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    normed: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return normed
+
+
+def kl_divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """KL(p || q) in nats of every row of log probabilities."""
+    divergence: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=-1)
+    return divergence
+
+
+def _logits(model: Model, window: NDArray[np.int32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Logits of a window's tokens but the last, as (first token, [rows, vocabulary])."""
+    cache = model.session().cache
+    for first in range(0, len(window) - 1, _ROWS):
+        rows = window[first : min(first + _ROWS, len(window) - 1)]
+        yield first, prefill(model.program, cache, rows, all_logits=True)
+
+
+def _load_other(args: argparse.Namespace, model: Model) -> Model | None:
+    if args.against is None:
+        return None
+    other = edge.load(args.against, target=args.target)
+    if other.bundle.tokenizer_json != model.bundle.tokenizer_json:
+        raise UsageError(
+            f"{args.against} has another tokenizer than {args.bundle}",
+            "compare bundles converted from the same checkpoint",
+        )
+    if other.bundle.graph.vocabulary != model.bundle.graph.vocabulary:
+        raise UsageError(
+            f"{args.against} has {other.bundle.graph.vocabulary} tokens, "
+            f"{args.bundle} has {model.bundle.graph.vocabulary}",
+            "compare bundles converted from the same checkpoint",
+        )
+    if other.context < model.context:
+        raise UsageError(
+            f"{args.against} holds {other.context} tokens, {args.bundle} {model.context}",
+            f"add --context {other.context}",
+        )
+    return other
+
+
+def _read_tokens(args: argparse.Namespace, model: Model) -> list[int]:
+    if args.max_tokens is not None and args.max_tokens < 2:
+        raise UsageError(f"--max-tokens {args.max_tokens}", "use 2 or more")
+    if model.context < 2:
+        raise UsageError(f"a context of {model.context}", "use 2 or more")
+    try:
+        text = args.text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--text {args.text}: {error}", "give a UTF-8 text file") from error
+    ids = model.encode(text)[: args.max_tokens]
+    if len(ids) < 2:
+        raise UsageError(f"--text {args.text}: {len(ids)} tokens", "give a longer text")
+    return ids
+
+
+def _print(args: argparse.Namespace, score: Score, compared: bool) -> None:
+    print(f"{args.bundle}: perplexity {score.perplexity:.4f} (measured, {score.tokens} tokens)")
+    if compared:
+        print(f"KL divergence from {args.against}: {score.kl:.6f} nats a token (measured)")

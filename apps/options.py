@@ -1,0 +1,58 @@
+"""Options that several verbs share: which model, how to sample."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import edge
+from edge.model import Model
+from edge.sampler import Sampling
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """BUNDLE and how to load it."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder that lutra convert made")
+    parser.add_argument(
+        "--target",
+        default="auto",
+        help="what to run on, such as ref; auto (default) is the best this machine runs",
+    )
+    parser.add_argument(
+        "--context", type=int, metavar="N", help="most tokens to hold (default: the bundle's)"
+    )
+    parser.add_argument(
+        "--kv", default="f32", choices=("f32", "f16"), help="format of the KV cache"
+    )
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    """Load the model that the options name."""
+    return edge.load(args.bundle, target=args.target, context=args.context, cache_format=args.kv)
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """How the next token is drawn; what is not given is the checkpoint's own default."""
+    group = parser.add_argument_group("sampling (default: what the checkpoint's authors set)")
+    group.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
+    group.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest; 0 is all")
+    group.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest up to P in sum")
+    group.add_argument("--min-p", type=float, metavar="P", help="keep those over P x the likeliest")
+    group.add_argument("--repetition-penalty", type=float, metavar="R", help="1 is none")
+    group.add_argument("--seed", type=int, metavar="N", help="draw the same tokens every time")
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end there; may be repeated"
+    )
+    group.add_argument(
+        "--max-tokens", type=int, default=256, metavar="N", help="most tokens to make (256)"
+    )
+
+
+def read_sampling(args: argparse.Namespace, model: Model) -> Sampling:
+    """The sampling that the options ask for."""
+    if args.greedy:
+        return Sampling.greedy()
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return replace(model.default_sampling, **given)

@@ -1,0 +1,320 @@
+"""convert, run, chat, inspect, verify, eval, doctor: what they print and return."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edge
+from apps import eval as evaluation
+from apps.eval import windows
+from edge.errors import (
+    AlteredBundle,
+    BadTokens,
+    OutputExists,
+    PromptTooLong,
+    UnknownFormat,
+    UnknownTarget,
+    UsageError,
+)
+from tests.apps.conftest import Lutra
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("It was a dark and stormy night; the rain fell in torrents. " * 4)
+    return path
+
+
+# convert
+
+
+def test_convert_prints_the_plan_then_what_it_wrote(
+    lutra: Lutra, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.lutra"
+    ran = lutra("convert", checkpoint, out, "--weights", "w2g64", "--head", "w8gc", "--json")
+    assert ran.code == 0
+    lines = ran.out.splitlines()
+    assert lines[0] == "tiny: llama, context 64"
+    assert any("layers.*.q (x2)" in line and "w2g64" in line for line in lines)
+    assert ran.json["bytes"] == sum(
+        p.stat().st_size for p in out.iterdir() if p.name != "manifest.json"
+    )
+    assert 2 < ran.json["bits_per_weight"] < 16
+
+
+def test_plan_alone_writes_nothing(lutra: Lutra, checkpoint: Path, tmp_path: Path) -> None:
+    ran = lutra("convert", checkpoint, tmp_path / "m.lutra", "--plan", "--json")
+    assert ran.code == 0
+    assert ran.json["parameters"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_refuses(lutra: Lutra, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.lutra"
+    assert lutra("convert", checkpoint, out, "--weights", "q4").code == UnknownFormat.exit_code
+    assert lutra("convert", checkpoint, out, "--context", "0").code == UsageError.exit_code
+    assert not out.exists()
+    assert lutra("convert", checkpoint, out, "--quiet").out == ""
+    ran = lutra("convert", checkpoint, out)
+    assert ran.code == OutputExists.exit_code
+    assert "--overwrite" in ran.err
+    assert lutra("convert", checkpoint, out, "--overwrite").code == 0
+
+
+# run
+
+
+def test_run_json_has_what_scripts_read(lutra: Lutra, bundle: Path) -> None:
+    words = ("run", bundle, "--raw", "-p", "hello", "--greedy", "--max-tokens", 5, "--json")
+    ran = lutra(*words)
+    values = ran.json
+    assert len(values["token_ids"]) == 5
+    assert values["finish_reason"] == "length"
+    assert values["prefill_tok_s"] > 0
+    assert values["decode_tok_s"] > 0
+    assert values["rates"] == "measured"
+    model = edge.load(bundle)
+    assert values["text"] == model.tokenizer.decode(values["token_ids"])
+    assert lutra(*words).json["token_ids"] == values["token_ids"]
+
+
+def test_run_prints_the_prompt_with_its_continuation(lutra: Lutra, bundle: Path) -> None:
+    ran = lutra("run", bundle, "--raw", "-p", "hello", "--greedy", "--max-tokens", 5)
+    whole = edge.load(bundle).generate("hello", max_tokens=5, sampling=edge.Sampling.greedy())
+    assert ran.out == f"hello{whole}\n"
+    assert "(measured); ended by length" in ran.err
+    assert "ref" in ran.err
+
+
+def test_run_takes_prompts_from_files_pipes_and_ids(
+    lutra: Lutra, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--raw", "--greedy", "--max-tokens", 3, "--json")
+    expected = lutra("run", bundle, "-p", "hello", *options).json["token_ids"]
+    (tmp_path / "prompt.txt").write_text("hello")
+    ran = lutra("run", bundle, "--prompt-file", tmp_path / "prompt.txt", *options)
+    assert ran.json["token_ids"] == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello"))
+    assert lutra("run", bundle, *options).json["token_ids"] == expected
+    ids = " ".join(map(str, edge.load(bundle).encode("hello")))
+    assert lutra("run", bundle, "--tokens", ids, *options).json["token_ids"] == expected
+
+
+def test_run_uses_the_chat_template_unless_raw(lutra: Lutra, bundle: Path) -> None:
+    options = ("-p", "hello", "--greedy", "--max-tokens", 1, "--json")
+    raw = lutra("run", bundle, "--raw", *options).json["prompt_tokens"]
+    chat = lutra("run", bundle, *options).json["prompt_tokens"]
+    system = lutra("run", bundle, "--system", "be brief", *options).json["prompt_tokens"]
+    assert raw < chat < system
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (("--prompt-file", "nowhere.txt"), UsageError, "nowhere.txt"),
+        (("--tokens", "1 x"), UsageError, "whole numbers"),
+        (("--tokens", "1 400"), BadTokens, "token id 400, the vocabulary has 300"),
+        (("--raw", "-p", "x" * 70), PromptTooLong, "the context holds 64"),
+        (("-p", "x", "--context", "65"), UsageError, "converted for up to 64"),
+        (("-p", "x", "--target", "cpu:z80"), UnknownTarget, "z80"),
+        (("-p", "x", "--temperature", "-1"), UsageError, "temperature"),
+        (("-p", "x", "--raw", "--system", "s"), UsageError, "chat template"),
+        (("-p", "x", "--max-tokens", "0"), UsageError, "max_tokens is 0"),
+    ],
+)
+def test_run_refuses(
+    options: tuple[str, ...], error: type[edge.LutraError], message: str, lutra: Lutra, bundle: Path
+) -> None:
+    ran = lutra("run", bundle, *options)
+    assert ran.code == error.exit_code
+    assert message in ran.err
+
+
+# chat
+
+
+def chat(
+    lutra: Lutra, monkeypatch: pytest.MonkeyPatch, bundle: Path, *lines: str
+) -> list[dict[str, str]]:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    ran = lutra("chat", bundle, "--greedy", "--max-tokens", 4, "--json")
+    assert ran.code == 0, ran.err
+    messages: list[dict[str, str]] = ran.json["messages"]
+    return messages
+
+
+def test_chat_remembers_until_reset(
+    lutra: Lutra, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = chat(lutra, monkeypatch, bundle, "hi", "", "you?")
+    assert [m["role"] for m in messages] == ["user", "assistant"] * 2
+    model = edge.load(bundle)
+    history = [edge.Message(**m) for m in messages[:-1]]
+    answer = "".join(
+        r.text
+        for r in model.stream(
+            model.encode_chat(history), max_tokens=4, sampling=edge.Sampling.greedy()
+        )
+    )
+    assert messages[-1]["content"] == answer
+    after_reset = chat(lutra, monkeypatch, bundle, "hi", "/reset", "you?", "/exit", "never")
+    assert [m["content"] for m in after_reset if m["role"] == "user"] == ["you?"]
+
+
+def test_chat_says_when_the_conversation_is_too_long(
+    lutra: Lutra, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("x" * 100 + "\nhi\n"))
+    ran = lutra("chat", bundle, "--greedy", "--max-tokens", 4, "--json")
+    assert "too long" in ran.err
+    assert [m["content"] for m in ran.json["messages"] if m["role"] == "user"] == ["hi"]
+
+
+# inspect, verify, doctor
+
+
+def test_inspect_json(lutra: Lutra, bundle: Path) -> None:
+    values = lutra("inspect", bundle, "--json").json
+    assert values["parameters"] == sum(math.prod(t["shape"]) for t in values["tensors"].values())
+    stored = sum(t["bytes"] for t in values["tensors"].values())
+    assert values["bits_per_weight"] == pytest.approx(8 * stored / values["parameters"])
+    assert values["bytes"] == sum(f["byte_count"] for f in values["files"].values())
+    assert {g["name"]: g["rows"] for g in values["graphs"]} == {"decode": 1, "prefill": 256}
+    assert values["formats"]["w4g64"]["tensors"] == 16
+
+
+def test_inspect_for_people(lutra: Lutra, bundle: Path) -> None:
+    ran = lutra("inspect", bundle, "--tensors", "--graph")
+    assert "w4g64" in ran.out
+    assert "layers.1.down" in ran.out
+    assert "layers.0.attention:" in ran.out
+
+
+def test_verify_passes_and_finds_a_changed_byte(lutra: Lutra, bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    assert lutra("verify", bundle, "--json").json["ok"] is True
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy.lutra"))
+    data = bytearray((copy / "weights.safetensors").read_bytes())
+    data[-1] ^= 128
+    (copy / "weights.safetensors").write_bytes(data)
+    ran = lutra("verify", copy)
+    assert ran.code == AlteredBundle.exit_code
+    assert "weights.safetensors" in ran.err
+
+
+def test_doctor_runs_what_it_can_and_says_why_not(lutra: Lutra) -> None:
+    ran = lutra("doctor", "--json")
+    assert ran.code == 0
+    findings = {f["target"]: f for f in ran.json["targets"]}
+    assert findings["ref"]["passed"]
+    assert all(f["passed"] or f["detail"] for f in findings.values())
+    assert ran.json["packages"]["numpy"] == np.__version__
+    assert "PASS" in lutra("doctor").out
+
+
+# eval
+
+
+def test_windows_predict_every_token_once() -> None:
+    ids = list(range(10, 31))
+    with_bos = list(windows([1, *ids], 8, 1))
+    assert [w[0] for w in with_bos] == [1, 1, 1]
+    assert np.concatenate([w[1:] for w in with_bos]).tolist() == ids
+    without = list(windows(ids, 8, None))
+    assert np.concatenate([w[1:] for w in without]).tolist() == ids[1:]
+    assert [w[0] for w in without] == [10, 17, 24]
+    assert all(len(w) <= 8 for w in with_bos + without)
+
+
+def test_eval_is_the_likelihood_of_the_text(lutra: Lutra, exact: Path, text: Path) -> None:
+    values = lutra("eval", exact, "--text", text, "--max-tokens", 40, "--json").json
+    model = edge.load(exact)
+    ids = model.encode(text.read_text())[:40]
+    logits = model.logits(ids).astype(np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    nll = -np.mean([log_probs[i, ids[i + 1]] for i in range(39)])
+    bos = model.bundle.manifest.tokenizer.bos_id
+    if bos is None or ids[0] == bos:
+        assert values["nll"] == pytest.approx(nll, rel=1e-6)
+        assert values["tokens"] == 39
+    assert values["perplexity"] == pytest.approx(math.exp(values["nll"]))
+    assert values["kl"] is None
+
+
+def test_kl_is_zero_to_itself_and_grows_with_fewer_bits(
+    lutra: Lutra, exact: Path, bundle: Path, text: Path
+) -> None:
+    same = lutra("eval", exact, "--text", text, "--against", exact, "--json").json
+    assert same["kl"] == pytest.approx(0, abs=1e-9)
+    coarse = lutra("eval", bundle, "--text", text, "--against", exact, "--json").json
+    assert coarse["kl"] > 1e-3
+
+
+def test_scoring_in_pieces_changes_nothing(
+    lutra: Lutra, exact: Path, bundle: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("eval", bundle, "--text", text, "--against", exact, "--json")
+    whole = lutra(*words).json
+    monkeypatch.setattr(evaluation, "_ROWS", 5)
+    pieces = lutra(*words).json
+    assert pieces["tokens"] == whole["tokens"]
+    assert pieces["nll"] == pytest.approx(whole["nll"], rel=1e-5)
+    assert pieces["kl"] == pytest.approx(whole["kl"], rel=1e-3)
+
+
+def test_eval_refuses(lutra: Lutra, bundle: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\xff")
+    for words, message in [
+        (("--text", tmp_path / "none.txt"), "none.txt"),
+        (("--text", tmp_path / "empty.txt"), "give a longer text"),
+        (("--text", tmp_path / "binary.txt"), "UTF-8"),
+        (("--text", text, "--max-tokens", 1), "--max-tokens 1"),
+        (("--text", text, "--context", 1), "a context of 1"),
+    ]:
+        ran = lutra("eval", bundle, *words)
+        assert ran.code == UsageError.exit_code
+        assert message in ran.err
+
+
+def test_bundles_of_different_models_are_not_compared(
+    lutra: Lutra, bundle: Path, text: Path, tmp_path: Path
+) -> None:
+    from tests.checkpoints import make_checkpoint
+
+    make_checkpoint(tmp_path / "other", vocab_size=320)
+    assert lutra("convert", tmp_path / "other", tmp_path / "other.lutra", "--quiet").code == 0
+    ran = lutra("eval", bundle, "--text", text, "--against", tmp_path / "other.lutra")
+    assert ran.code == UsageError.exit_code
+    assert "same checkpoint" in ran.err
+
+
+def test_quantization_of_a_trained_model_costs_little_at_8_bits_and_more_at_4(
+    lutra: Lutra, stories: Path, tmp_path: Path
+) -> None:
+    story = tmp_path / "story.txt"
+    for form in ("f32", "w8gc", "w4g32"):
+        lutra("convert", stories, tmp_path / form, "--weights", form, "--quiet")
+    words = ("-p", "Once upon a time", "--greedy", "--max-tokens", 200, "--json")
+    story.write_text("Once upon a time" + lutra("run", tmp_path / "f32", *words).json["text"])
+    values = {
+        form: lutra(
+            "eval", tmp_path / form, "--text", story, "--against", tmp_path / "f32", "--json"
+        ).json
+        for form in ("f32", "w8gc", "w4g32")
+    }
+    assert values["w8gc"]["kl"] < 2e-3
+    assert values["w4g32"]["kl"] < 0.3
+    assert values["f32"]["perplexity"] < values["w4g32"]["perplexity"] < 4
+    out = lutra("run", tmp_path / "w4g32", *words).json["text"]
+    assert out.startswith(", there was a little girl named Lily. She loved to play outside in the")
+    assert json.dumps(out)
