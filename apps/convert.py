@@ -19,7 +19,7 @@ import argparse
 import time
 from pathlib import Path
 
-from apps.output import megabytes, print_json
+from apps.output import megabytes, print_json, print_table
 from apps.progress import Bar
 from converter.convert import DEFAULT_CHUNK, Job, prepare
 from converter.convert import run as run_job
@@ -74,14 +74,17 @@ def run(args: argparse.Namespace) -> int:
 def _print_plan(job: Job) -> None:
     graph = job.model.graph
     print(f"{job.checkpoint.name}: {job.checkpoint.config['model_type']}, context {graph.context}")
-    for line in job.plan.lines():
-        print(line)
+    print_table(job.plan.rows())
+    trained = job.checkpoint.config.get("max_position_embeddings")
+    if isinstance(trained, int) and graph.context > trained:
+        print(f"note: the config is for {trained} positions; text beyond them gets worse unless")
+        print("      its rope scaling was made for more")
 
 
 def _plan_values(job: Job) -> dict[str, object]:
     return {
         "weights_bytes": job.plan.byte_count,
-        "parameters": job.plan.weight_count,
+        "parameters": job.plan.parameter_count,
         "bits_per_weight": job.plan.bits_per_weight,
         "context": job.model.graph.context,
     }

@@ -106,19 +106,15 @@ def evaluate(model: Model, ids: list[int], other: Model | None, bar: Bar) -> Sco
 
 
 def windows(ids: list[int], context: int, bos_id: int | None) -> Iterator[NDArray[np.int32]]:
-    """Cut tokens into windows of at most `context`, each opened by the BOS token if there is one.
+    """Cut tokens into windows of at most `context` that predict every token but the first.
 
-    Without BOS, a window opens with the last token of the one before, so that all tokens but the
-    text's first are predicted.
+    A window opens with BOS where the tokens do, else with the last token of the window before.
     """
-    text = ids[1:] if bos_id is not None and ids[:1] == [bos_id] else ids
-    opening = bos_id
-    if opening is None:
-        opening, text = text[0], text[1:]
+    opening, text = ids[0], ids[1:]
     for start in range(0, len(text), context - 1):
         body = text[start : start + context - 1]
         yield np.array([opening, *body], np.int32)
-        opening = body[-1] if bos_id is None else bos_id
+        opening = bos_id if ids[0] == bos_id else body[-1]
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -97,7 +97,7 @@ def bundle_bytes(bundle: Bundle) -> int:
 
 def _values(bundle: Bundle) -> dict[str, object]:
     manifest, graph = bundle.manifest, bundle.graph
-    parameters = sum(math.prod(tensor.shape) for tensor in graph.tensors)
+    parameters = graph.parameter_count
     stored = sum(bundle.byte_count(tensor.name) for tensor in graph.tensors)
     return {
         "name": manifest.name,

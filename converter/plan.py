@@ -71,28 +71,33 @@ class Plan:
 
     @property
     def weight_count(self) -> int:
+        """Values to encode, constants included."""
         return sum(tensor.weight_count for tensor in self.tensors)
 
     @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.byte_count / self.weight_count
+    def parameter_count(self) -> int:
+        return sum(p.weight_count for p in self.tensors if p.tensor.role != "constant")
 
-    def lines(self) -> Iterator[str]:
-        """The plan as a table: alike tensors of all layers on one line."""
-        yield f"{'tensor':<26} {'shape':<15} {'format':<11} {'bits':>6} {'MB':>9}  error at most"
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.byte_count / self.parameter_count
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """The plan as rows of a table: alike tensors of all layers in one."""
+        yield "tensor", "shape", "format", "bits", "MB", "error at most"
         for same in self._alike():
-            first, total = same[0], sum(tensor.byte_count for tensor in same)
-            name = _series_name(first.tensor.name) + (f" (x{len(same)})" if len(same) > 1 else "")
+            first = same[0]
             bound = first.form.error_bound
             yield (
-                f"{name:<26} {'x'.join(map(str, first.tensor.shape)):<15} {first.form!s:<11} "
-                f"{first.bits_per_weight:6.2f} {total / 1e6:9.2f}  "
-                + (f"{100 * bound:.3g} % of the group's largest" if bound else "none")
+                _series_name(first.tensor.name) + (f" (x{len(same)})" if len(same) > 1 else ""),
+                "x".join(map(str, first.tensor.shape)),
+                str(first.form),
+                f"{first.bits_per_weight:.2f}",
+                f"{sum(tensor.byte_count for tensor in same) / 1e6:.2f}",
+                f"{100 * bound:.3g} % of the group's largest" if bound else "none",
             )
-        yield (
-            f"{'all':<26} {self.weight_count:<15,} {'':<11} "
-            f"{self.bits_per_weight:6.2f} {self.byte_count / 1e6:9.2f}"
-        )
+        total = f"{self.byte_count / 1e6:.2f}"
+        yield "all", f"{self.parameter_count:,}", "", f"{self.bits_per_weight:.2f}", total, ""
 
     def _alike(self) -> list[list[PlannedTensor]]:
         alike: dict[tuple[str, tuple[int, ...], Format], list[PlannedTensor]] = {}
@@ -114,5 +119,6 @@ def make_plan(graph: Graph, formats: Formats) -> Plan:
         "head": formats.head,
         "embedding": formats.embedding,
         "vector": F32,
+        "constant": F32,
     }
     return Plan(tuple(PlannedTensor(t, by_role[t.role]) for t in graph.tensors))

@@ -6,7 +6,6 @@ the model with other layers or another vocabulary has the same values where it h
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import zlib
@@ -22,7 +21,8 @@ from converter.models import build_model
 from converter.models.builder import Model
 from converter.sources.huggingface import INDEX, SINGLE
 from converter.watch import Silent, Watcher
-from edge.errors import MissingDependency, NoSpace, OutputExists, UsageError
+from edge.disk import disk_errors
+from edge.errors import MissingDependency, OutputExists, UsageError
 from edge.planes import Part
 from edge.tensorfile import TensorFileWriter, to_bfloat16
 
@@ -119,14 +119,8 @@ def synthesize(
         folder.mkdir(parents=True)
     except FileExistsError as error:
         raise OutputExists(f"{folder} exists", "remove it, or choose another name") from error
-    try:
+    with disk_errors(folder, "free some space and remove the folder"):
         _write_weights(folder, tensors, seed, dtype, shard_bytes, watcher or Silent())
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise NoSpace(
-            f"no room on the disk while writing {folder}", "free some space and remove the folder"
-        ) from error
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     _write_json(folder / "tokenizer_config.json", _tokenizer_config())
     _write_json(folder / "generation_config.json", _TOKEN_IDS | {"do_sample": False})

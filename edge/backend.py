@@ -42,8 +42,8 @@ class Program(Protocol):
     ) -> NDArray[np.float32]:
         """Run `tokens` [chunk], of which the first `count` are valid, behind what `cache` holds.
 
-        Advances the cache by `count`. Returns logits [logit_rows, vocabulary] of the last
-        `logit_rows` valid tokens; 0, 1 and `count` are the values that every program takes.
+        The cache has room for them and is advanced by `count`. Returns logits float32 [logit_rows,
+        vocabulary] of the last `logit_rows` valid tokens; every program takes 0, 1 and `count`.
         """
         ...
 

@@ -7,18 +7,18 @@ same plan goes on where it stopped, another starts again.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from edge.bundle import Progress, file_sha256, silent
-from edge.errors import NoSpace, OutputExists
+from edge.disk import check_space, disk_errors, sync_path
+from edge.errors import OutputExists
 from edge.formats import Format
 from edge.manifest import FILE_NAME, WEIGHTS, FileRecord
 from edge.planes import Part, parts_of
@@ -29,7 +29,7 @@ try:
 except ImportError:  # Windows: no lock; two conversions to one place are the user's to avoid
     fcntl = None  # type: ignore[assignment]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_RESUME = "free some space and run the same command again; it goes on where it stopped"
 # Manifest, tokenizer and journal: what a bundle takes beside its weights.
 _MARGIN_BYTES = 32 << 20
 
@@ -59,7 +59,7 @@ class BundleWriter:
             for name, (form, shape) in tensors.items()
             for part, value in parts_of(form, shape).items()
         }
-        with _disk_errors(out):
+        with disk_errors(out, _RESUME):
             self.partial.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.partial / "lock", out)
             try:
@@ -74,7 +74,8 @@ class BundleWriter:
         resume = bool(self.finished) and (self.partial / WEIGHTS).is_file()
         if not resume:
             self.finished = {}
-            _check_space(self.out, sum(part.byte_count for part in parts.values()))
+            needed = sum(part.byte_count for part in parts.values()) + _MARGIN_BYTES
+            check_space(self.out.parent, needed)
             journal.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
         self._weights = TensorFileWriter(self.partial / WEIGHTS, parts, resume=resume)
         self._journal = journal.open("a", encoding="utf-8")
@@ -96,13 +97,13 @@ class BundleWriter:
 
     def write(self, tensor: str, arrays: Mapping[str, NDArray[Any]], first: int = 0) -> None:
         """Write a tensor's packed arrays, from index `first` of their leading dimension on."""
-        with _disk_errors(self.out):
+        with disk_errors(self.out, _RESUME):
             for part, values in arrays.items():
                 self._weights.write(f"{tensor}.{part}", values, first)
 
     def done(self, tensor: str, record: Mapping[str, float]) -> None:
         """Say that a tensor is whole; `record` comes back in `finished` when resuming."""
-        with _disk_errors(self.out):
+        with disk_errors(self.out, _RESUME):
             self._weights.sync()
             self._journal.write(json.dumps({"tensor": tensor, **record}) + "\n")
             self._journal.flush()
@@ -111,13 +112,13 @@ class BundleWriter:
 
     def add_file(self, name: str, content: bytes) -> None:
         """Put a small file beside the weights."""
-        with _disk_errors(self.out):
+        with disk_errors(self.out, _RESUME):
             (self.partial / name).write_bytes(content)
         self._files.append(name)
 
     def records(self, progress: Progress = silent) -> dict[str, FileRecord]:
         """Size and SHA-256 of every file written, for the manifest."""
-        with _disk_errors(self.out):
+        with disk_errors(self.out, _RESUME):
             self._weights.sync()
         paths = {name: self.partial / name for name in self._files}
         return {
@@ -128,10 +129,10 @@ class BundleWriter:
     def finish(self, manifest: str) -> None:
         """Write the manifest's text and put the bundle in its place."""
         self._refuse_existing()
-        with _disk_errors(self.out):
+        with disk_errors(self.out, _RESUME):
             path = self.partial / FILE_NAME
             path.write_text(manifest, encoding="utf-8")
-            _sync_path(path)
+            sync_path(path)
             self._weights.close()
             self._journal.close()
             for name in ("journal.jsonl", "lock"):
@@ -140,7 +141,7 @@ class BundleWriter:
                 self._replace()
             else:
                 self.partial.rename(self.out)
-            _sync_path(self.out.parent)
+            sync_path(self.out.parent)
 
     def _replace(self) -> None:
         old = self.out.with_name(self.out.name + ".old")
@@ -179,16 +180,6 @@ def _read_journal(path: Path, key: str) -> dict[str, dict[str, float]]:
     return finished
 
 
-def _check_space(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out.parent).free
-    if needed + _MARGIN_BYTES > free:
-        raise NoSpace(
-            f"{out.parent} has {free / 1e6:.0f} MB free, "
-            f"the bundle needs {(needed + _MARGIN_BYTES) / 1e6:.0f} MB",
-            "free some space, choose another disk, or fewer bits with --weights",
-        )
-
-
 def _lock(path: Path, out: Path) -> int:
     """Take the partial folder for this process; the system lets go of it when the process ends."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -201,30 +192,3 @@ def _lock(path: Path, out: Path) -> int:
                 f"another conversion is writing {out}", "wait for it, or choose another name"
             ) from error
     return descriptor
-
-
-@contextlib.contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    """Turn a full disk and a forbidden folder into errors that say so."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise NoSpace(
-                f"no room on the disk while writing {out} ({error.strerror})",
-                "free some space and run the same command again; it goes on where it stopped",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise OutputExists(
-                f"cannot write {out}: {error.strerror}", "choose another place"
-            ) from error
-        raise
-
-
-def _sync_path(path: Path) -> None:
-    with contextlib.suppress(OSError):  # a folder cannot be synced everywhere
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -80,6 +80,7 @@ def prefill(
         start += len(chunk)
         wanted = len(chunk) if all_logits else int(start == len(ids))
         padded = np.pad(chunk, (0, size - len(chunk)))
+        cache.reserve(len(chunk))
         logits.append(program.run(padded, len(chunk), cache, wanted))
     return np.concatenate(logits)
 
@@ -104,7 +105,7 @@ def stream_tokens(
         yield token
         if cache.length >= cache.context:
             return
-        logits = program.run(np.array([token], np.int32), 1, cache, 1)
+        logits = prefill(program, cache, [token])
 
 
 def stream_records(

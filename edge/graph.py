@@ -8,22 +8,24 @@ the pieces that are scheduled as one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from edge.errors import BadGraph
 
-Role = Literal["linear", "embedding", "head", "vector"]
+Role = Literal["linear", "embedding", "head", "vector", "constant"]
 SubgraphKind = Literal["embed", "qkv", "attention", "output", "feed_forward", "head"]
 GateFunction = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A weight. `role` says what quantization may do with it; a vector stays float32.
+    """A weight. `role` says what quantization may do with it.
 
-    A matrix is [out, in]; an embedding that is also the head has the role "head".
+    A matrix is [out, in]; an embedding that is also the head has the role "head". A vector stays
+    float32, as does a constant, which the converter computes and which is no parameter.
     """
 
     name: str
@@ -216,6 +218,11 @@ class Graph:
         """All ops in order."""
         for subgraph in self.subgraphs:
             yield from subgraph.ops
+
+    @property
+    def parameter_count(self) -> int:
+        """Weights of the model."""
+        return sum(math.prod(t.shape) for t in self.tensors if t.role != "constant")
 
     @property
     def last(self) -> Op:

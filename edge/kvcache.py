@@ -13,38 +13,50 @@ from edge.graph import Cache
 
 CacheFormat = Literal["f32", "f16"]
 _DTYPES = {"f32": np.float32, "f16": np.float16}
+_FIRST_CAPACITY = 256
 
 
 class KVCache:
-    """Keys and values per layer, [kv_heads, context, head_dim], filled up to `length`.
+    """Keys and values per layer, [kv_heads, capacity, head_dim], filled up to `length`.
 
-    A step appends in every layer and then calls `advance`. Memory is taken as positions are
-    written, not when the cache is made.
+    A step reserves room, appends in every layer, and then advances. Capacity doubles as needed up
+    to `context`, so a long context costs nothing before it is used.
     """
 
     def __init__(self, layers: Sequence[Cache], context: int, form: CacheFormat = "f32") -> None:
         if form not in get_args(CacheFormat):
             raise UsageError(f"KV cache format {form!r}", f"use one of {get_args(CacheFormat)}")
+        self.layers = tuple(layers)
         self.context = context
         self.form = form
         self.length = 0
-        shapes = [(layer.kv_heads, context, layer.head_dim) for layer in layers]
-        self.keys = [np.zeros(shape, _DTYPES[form]) for shape in shapes]
-        self.values = [np.zeros(shape, _DTYPES[form]) for shape in shapes]
+        self.capacity = min(_FIRST_CAPACITY, context)
+        self.keys = [self._empty(layer) for layer in self.layers]
+        self.values = [self._empty(layer) for layer in self.layers]
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes that one position takes over all layers."""
-        arrays = [*self.keys, *self.values]
-        return sum(array.nbytes for array in arrays) // self.context
+        elements = sum(2 * layer.kv_heads * layer.head_dim for layer in self.layers)
+        return elements * np.dtype(_DTYPES[self.form]).itemsize
 
     def require(self, count: int) -> None:
-        """Check that `count` more positions fit. Raises PromptTooLong."""
+        """Check that `count` more positions fit the context. Raises PromptTooLong."""
         if self.length + count > self.context:
             raise PromptTooLong(
                 f"{self.length + count} tokens, the context holds {self.context}",
                 "shorten the prompt, or convert with a larger --context",
             )
+
+    def reserve(self, count: int) -> None:
+        """Make room for `count` more positions. Raises PromptTooLong."""
+        self.require(count)
+        if self.length + count > self.capacity:
+            self.capacity = min(max(2 * self.capacity, self.length + count), self.context)
+            self.keys = [self._grown(*pair) for pair in zip(self.layers, self.keys, strict=True)]
+            self.values = [
+                self._grown(*pair) for pair in zip(self.layers, self.values, strict=True)
+            ]
 
     def append(self, layer: int, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
         """Write keys and values [kv_heads, tokens, head_dim] behind the filled part."""
@@ -66,3 +78,11 @@ class KVCache:
         if not 0 <= length <= self.length:
             raise UsageError(f"rewind to {length} of a cache that holds {self.length}")
         self.length = length
+
+    def _empty(self, layer: Cache) -> NDArray[np.floating]:
+        return np.zeros((layer.kv_heads, self.capacity, layer.head_dim), _DTYPES[self.form])
+
+    def _grown(self, layer: Cache, old: NDArray[np.floating]) -> NDArray[np.floating]:
+        new = self._empty(layer)
+        new[:, : self.length] = old[:, : self.length]
+        return new

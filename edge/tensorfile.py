@@ -80,6 +80,15 @@ class TensorFile:
         dtype = np.dtype(DTYPES[entry.dtype])
         return np.frombuffer(self._map, dtype, count, entry.start).reshape(entry.shape)
 
+    def read(self, name: str, first: int, last: int) -> NDArray[Any]:
+        """Rows first..last of a tensor, read into memory of their own: nothing stays mapped."""
+        entry = self.entries[name]
+        width = int(np.prod(entry.shape[1:], dtype=np.int64))
+        dtype = np.dtype(DTYPES[entry.dtype])
+        start = entry.start + first * width * dtype.itemsize
+        rows = np.fromfile(self.path, dtype, (last - first) * width, offset=start)
+        return rows.reshape(last - first, *entry.shape[1:])
+
     def _read_header(self) -> tuple[dict[str, Entry], dict[str, str]]:
         size = self.path.stat().st_size
         with self.path.open("rb") as file:

@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time, and no limit that a busy machine would trip over.
+settings.register_profile("lutra", derandomize=True, deadline=None)
+settings.load_profile("lutra")
 
 ROOT = Path(__file__).resolve().parent.parent
 

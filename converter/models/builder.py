@@ -202,7 +202,7 @@ class Builder:
         """A vector that the converter computes, such as RoPE frequencies; made once a name."""
         if name not in self._constants:
             self._constants[name] = values
-            self._tensors[name] = Tensor(name, values.shape, "vector")
+            self._tensors[name] = Tensor(name, values.shape, "constant")
         return name
 
     # Bookkeeping.

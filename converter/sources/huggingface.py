@@ -24,7 +24,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Checkpoint:
-    """An open checkpoint. Shards are mapped; a tensor's rows are read when asked for."""
+    """An open checkpoint. Headers are read; a tensor's rows are read when asked for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,7 +52,7 @@ class Checkpoint:
 
     def rows(self, name: str, first: int, last: int) -> NDArray[np.float32]:
         """Rows first..last of a tensor (its elements, for a vector) as float32."""
-        return to_float32(self._shard(name).array(name)[first:last], self.dtype(name))
+        return to_float32(self._shard(name).read(name, first, last), self.dtype(name))
 
     def shard_of(self, name: str) -> str:
         """File name of the shard that holds a tensor."""

@@ -11,6 +11,7 @@ LAYERS = (Cache(2, 4), Cache(1, 8))
 
 
 def fill(cache: KVCache, count: int, value: float) -> None:
+    cache.reserve(count)
     for layer, spec in enumerate(LAYERS):
         block = np.full((spec.kv_heads, count, spec.head_dim), value, np.float32)
         cache.append(layer, block, -block)
@@ -37,6 +38,18 @@ def test_rewinding_forgets_and_overwrites() -> None:
         cache.rewind(4)
 
 
+def test_memory_grows_with_use_and_keeps_what_is_there() -> None:
+    cache = KVCache(LAYERS, 1000)
+    fill(cache, 200, 1.0)
+    assert cache.capacity == 256
+    fill(cache, 100, 2.0)
+    assert cache.capacity == 512
+    fill(cache, 700, 3.0)
+    assert cache.capacity == 1000
+    keys = cache.filled(1, 0)[0][0, :, 7]
+    assert np.array_equal(keys, np.repeat([1, 2, 3], [200, 100, 700]))
+
+
 def test_bytes_per_token_counts_keys_and_values_of_all_layers() -> None:
     assert KVCache(LAYERS, 10).bytes_per_token == 2 * (2 * 4 + 8) * 4
     assert KVCache(LAYERS, 10, "f16").bytes_per_token == 2 * (2 * 4 + 8) * 2
@@ -46,7 +59,7 @@ def test_a_full_cache_takes_no_more() -> None:
     cache = KVCache(LAYERS, 4)
     fill(cache, 4, 1.0)
     with pytest.raises(PromptTooLong, match="5 tokens, the context holds 4"):
-        cache.require(1)
+        cache.reserve(1)
 
 
 def test_unknown_formats_are_refused() -> None:

@@ -168,9 +168,9 @@ def test_any_temperature_and_any_finite_logits(temperature: float) -> None:
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling.greedy(), Sampling(top_k=1)])
 @pytest.mark.parametrize(
-    "logits", [[0, np.nan, 1], [np.inf, 0], [-np.inf, -np.inf], [np.nan], []], ids=str
+    "logits", [[0, np.nan, 1], [np.inf, 0], [-np.inf, -np.inf], [np.nan], [], [[1, 2]]], ids=str
 )
-def test_logits_that_no_token_can_be_drawn_from(sampling: Sampling, logits: list[float]) -> None:
+def test_logits_that_no_token_can_be_drawn_from(sampling: Sampling, logits: list[Any]) -> None:
     with pytest.raises(BadTokens, match="logits"):
         Sampler(sampling).pick(np.array(logits, np.float32))
 

@@ -109,6 +109,18 @@ def test_half_a_character_at_the_end(decode: Callable[[list[int]], str]) -> None
     assert [text.feed(token) for token in (303, 300)] == [" ", " the"]
 
 
+@pytest.mark.parametrize("count", range(50, 70))
+def test_a_character_behind_many_broken_bytes(count: int) -> None:
+    tokens = [0x80] * count + list("😀!".encode())
+    assert "".join(stream(byte_level, tokens, [])) == byte_level(tokens)
+
+
+@pytest.mark.parametrize("skipped", range(4))
+def test_a_context_of_bytes_need_not_start_with_a_character(skipped: int) -> None:
+    context = list("😀".encode() * 9)[skipped:]
+    assert stream(sentencepiece, list("é".encode()), [300, *context]) == ["", "é", ""]
+
+
 @given(st.lists(st.sampled_from([0x80, 0xC3, 0xE4, 0xF0, 0x9F, 0x41, CONTROL, 305]), max_size=300))
 def test_broken_bytes_are_as_if_decoded_at_once(tokens: list[int]) -> None:
     assert "".join(stream(byte_level, tokens, [])) == byte_level(tokens)

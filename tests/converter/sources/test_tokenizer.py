@@ -63,6 +63,13 @@ def test_what_the_config_does_not_change_stays_as_it_is() -> None:
     assert self_contained(given) == case["tokenizer"]
 
 
+def test_a_token_of_the_vocabulary_keeps_its_id() -> None:
+    config = {"added_tokens_decoder": {"99": {"content": "a"}, "9": {"content": "new"}}}
+    whole = self_contained(files(config=config, tokenizer=TOKENS))
+    ids = {token["content"]: token["id"] for token in whole["added_tokens"]}
+    assert ids == {"a": 0, "<s>": 2, "<end>": 7, "new": 9}
+
+
 TOKENS = {
     "model": {"type": "BPE", "vocab": {"a": 0, "</s>": 1}, "merges": []},
     "added_tokens": [{"id": 2, "content": "<s>"}, {"id": 7, "content": "<end>"}],

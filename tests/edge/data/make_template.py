@@ -96,10 +96,11 @@ MACRO = """{% macro turn(message, mark='#') %}
 {% for message in messages %}
 {{ turn(message) }}
 {%- if message.role == 'assistant' %}
-    {% generation %}{% set inner = 1 %}{{ message.content }}{{ eos_token }}{% endgeneration %}
+    {% generation %}{{ message.content }}{{ eos_token }}{% endgeneration %}
 
 {% endif %}
 {% endfor %}
+{% generation %}{% set inner = 1 %}{{ inner }}{% endgeneration %}
 {{ {'é': '<&>', 'list': [1, none, true]}|tojson(indent=2) }} {{ inner is defined }}
 {{ tools is none }} {{ nothing }} {{ pad_token is defined }} {{ dict(a=1).items()|list }}
 {% set joined %}{% for c in 'abc' %}{{ c }}{{ ', ' if not loop.last }}{% endfor %}{% endset %}

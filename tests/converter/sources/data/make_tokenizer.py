@@ -183,6 +183,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         FAST | {"pad_token": "<x>"} | declared(X | {"lstrip": True}),
         "llama",
     ),
+    "declared new and named": (SPM, FAST | {"pad_token": "<x>"} | declared(X), "llama"),
+    "declared special, new and named": (
+        SPM,
+        FAST | {"pad_token": "<x>"} | declared(X | SPECIAL),
+        "llama",
+    ),
+    "declared briefly": (
+        SPM,
+        FAST | {"added_tokens_decoder": {"17": {"content": "<x>"}}},
+        "llama",
+    ),
+    "declared with another id": (SPM, FAST | declared(token(99, "c", rstrip=True), X), "llama"),
     "named and listed plain": (plus(SPM, X), FAST | {"pad_token": "<x>"}, "llama"),
 }
 
