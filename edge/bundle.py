@@ -132,7 +132,7 @@ def _check_size(folder: Path, name: str, record: FileRecord) -> None:
 
 
 def _not_found(folder: Path) -> BundleNotFound:
-    partial = folder.with_name(folder.name + ".partial")
+    partial = Path(f"{folder}.partial")
     if folder.is_dir() and (folder / "config.json").is_file():
         return BundleNotFound(
             f"{folder} is a checkpoint, not a bundle", f"lutra convert {folder} OUT.lutra"

@@ -7,6 +7,7 @@ same plan goes on where it stopped, another starts again.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -48,12 +49,15 @@ class BundleWriter:
         *,
         overwrite: bool = False,
     ) -> None:
+        if out.name in ("", ".."):
+            raise OutputExists(f"{str(out)!r} names no new folder", "give a name for the bundle")
         self.out = out
         self.partial = out.with_name(out.name + ".partial")
         self._overwrite = overwrite
         self._files: list[str] = [WEIGHTS]
         self.finished: dict[str, dict[str, float]] = {}
-        self._refuse_existing()
+        with disk_errors(out, _RESUME):
+            self._refuse_existing()
         parts = {
             f"{name}.{part}": value
             for name, (form, shape) in tensors.items()
@@ -144,10 +148,13 @@ class BundleWriter:
             sync_path(self.out.parent)
 
     def _replace(self) -> None:
-        old = self.out.with_name(self.out.name + ".old")
+        old = _free_name(self.out)
         self.out.rename(old)
         self.partial.rename(self.out)
-        shutil.rmtree(old)
+        if old.is_symlink():  # the bundle that it leads to is left alone
+            old.unlink()
+        else:
+            shutil.rmtree(old)
 
     def _refuse_existing(self) -> None:
         if not self.out.exists() and not self.out.is_symlink():
@@ -161,6 +168,12 @@ class BundleWriter:
                 f"{self.out} is not a bundle, so --overwrite leaves it alone",
                 "choose another name, or remove it yourself",
             )
+
+
+def _free_name(out: Path) -> Path:
+    """A name beside `out` that nothing has, for what is about to be replaced."""
+    names = (out.with_name(f"{out.name}.old{number or ''}") for number in itertools.count())
+    return next(path for path in names if not path.exists() and not path.is_symlink())
 
 
 def _read_journal(path: Path, key: str) -> dict[str, dict[str, float]]:

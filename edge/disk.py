@@ -12,7 +12,16 @@ from pathlib import Path
 from edge.errors import NoSpace, OutputExists
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_FORBIDDEN = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -35,7 +44,7 @@ def disk_errors(out: Path, cure: str) -> Iterator[None]:
             what = f"no room on the disk while writing {out} ({error.strerror})"
             raise NoSpace(what, cure) from error
         if error.errno in _FORBIDDEN:
-            what = f"cannot write {out}: {error.strerror}"
+            what = f"cannot write {error.filename or out}: {error.strerror}"
             raise OutputExists(what, "choose another place") from error
         raise
 

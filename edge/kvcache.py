@@ -45,7 +45,7 @@ class KVCache:
         if self.length + count > self.context:
             raise PromptTooLong(
                 f"{self.length + count} tokens, the context holds {self.context}",
-                "shorten the prompt, or convert with a larger --context",
+                "shorten the prompt, or use a larger --context, here or in the conversion",
             )
 
     def reserve(self, count: int) -> None:

@@ -168,7 +168,9 @@ class Model:
     def _checked(self, token_ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
         ids = np.asarray(token_ids)
         vocabulary = self.bundle.graph.vocabulary
-        if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
+        if not ids.size:
+            raise BadTokens("no tokens", "give a prompt, or token ids")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise BadTokens(
                 f"token ids of shape {list(ids.shape)}, {ids.dtype}", "give a list of whole numbers"
             )
@@ -208,7 +210,7 @@ def load(
     if context is not None and not 1 <= context <= limit:
         raise UsageError(
             f"context {context}, {path} was converted for up to {limit}",
-            "use less, or convert again with a larger --context",
+            f"use 1 to {limit}, or convert again with a larger --context",
         )
     return Model(bundle, backend.load(bundle, chosen), context or limit, cache_format)
 

@@ -8,10 +8,12 @@ bounds: see `ChatTemplate`.
 from __future__ import annotations
 
 import json
+import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from importlib import metadata
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +76,7 @@ class ChatTemplate:
     ) -> None:
         if not source.strip():
             raise BadTemplate("the chat template is empty", _CURE)
-        self._special_tokens = dict(special_tokens or {})
+        self._special_tokens: dict[str, object] = dict(special_tokens or {})
         self._budget = _Budget()
         self._lock = Lock()  # a budget is for one rendering at a time
         self._template = _compile(source, clock, self._budget)
@@ -89,14 +91,16 @@ class ChatTemplate:
         with self._lock:
             self._budget.renew()
             return self._render(
-                messages=[asdict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
+                self._special_tokens
+                | {
+                    "messages": [asdict(message) for message in messages],
+                    "tools": None,
+                    "documents": None,
+                    "add_generation_prompt": add_generation_prompt,
+                }
             )
 
-    def _render(self, **variables: object) -> str:
+    def _render(self, variables: Mapping[str, object]) -> str:
         from jinja2.exceptions import SecurityError
 
         try:
@@ -155,8 +159,9 @@ def _environment(clock: Callable[[], datetime], budget: _Budget) -> jinja2.Envir
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
         raise _need_jinja2("chat templates need the jinja2 package") from error
-    if tuple(int(part) for part in jinja2.__version__.split(".")[:3]) < _JINJA2:
-        raise _need_jinja2(f"jinja2 {jinja2.__version__} has known ways out of its sandbox")
+    version = metadata.version("jinja2")
+    if tuple(map(int, re.findall(r"\d+", version)[:3])) < _JINJA2:
+        raise _need_jinja2(f"jinja2 {version} has known ways out of its sandbox")
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,

@@ -40,18 +40,20 @@ class TextStream:
         self._window: list[int] = []  # tokens decoded together
         self._done = 0  # how many of them have all their text out
         self._emitted = 0  # how many characters of the window's text are out
-        self._restart(self._context(context))
+        self._restart(*self._context(context))
 
     def feed(self, token: int) -> str:
         """The text that is certain with this token and was not before; often none."""
         self._window.append(token)
         text = self._decode(self._window)
         certain = text.rstrip(REPLACEMENT)
+        # Shorter where bytes that came out as U+FFFD each are characters after all.
+        self._emitted = min(self._emitted, len(text))
         piece = certain[self._emitted :]
         self._emitted = max(self._emitted, len(certain))
         if certain == text:
             self._move_on()
-        if len(self._window) >= _WINDOW_TOKENS:
+        elif len(self._window) >= _WINDOW_TOKENS:
             piece += self._give_up()
         return piece
 
@@ -63,10 +65,10 @@ class TextStream:
         return piece
 
     def _move_on(self) -> None:
-        """Let the tokens just finished be the context of the next, if they have text."""
-        finished = self._window[self._done :]
-        if text := self._decode(finished):
-            self._window, self._done, self._emitted = finished, len(finished), len(text)
+        """Let the tokens just finished be the context of the next, once they have text."""
+        context, text = self._context(self._window[self._done :])
+        if text or len(self._window) >= _WINDOW_TOKENS:
+            self._restart(context, text)
 
     def _give_up(self) -> str:
         """Empty a full window, but for tokens that may be the start of a character."""
@@ -75,22 +77,23 @@ class TextStream:
             self._window[-_UNFINISHED_TOKENS:],
         )
         piece = self._decode(finished)[self._emitted :]
-        self._restart(self._context(finished))
+        self._restart(*self._context(finished))
         self._window += unfinished
         return piece
 
-    def _restart(self, context: list[int]) -> None:
+    def _restart(self, context: list[int], text: str) -> None:
         self._window = context
         self._done = len(context)
-        self._emitted = len(self._decode(context))
+        self._emitted = len(text)
 
-    def _context(self, tokens: Sequence[int]) -> list[int]:
-        """The last of `tokens`, from the start of a character on if there is one."""
+    def _context(self, tokens: Sequence[int]) -> tuple[list[int], str]:
+        """The last of `tokens`, from the start of a character on if there is one; their text."""
         last = list(tokens[-_CONTEXT_TOKENS:])
-        for skipped in range(min(_UNFINISHED_TOKENS + 1, len(last))):
-            if not self._decode(last[skipped:]).startswith(REPLACEMENT):
-                return last[skipped:]
-        return last
+        for skipped in range(_UNFINISHED_TOKENS + 1):
+            text = self._decode(last[skipped:])
+            if not text.startswith(REPLACEMENT):
+                return last[skipped:], text
+        return last, self._decode(last)
 
 
 class StopStrings:

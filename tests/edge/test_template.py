@@ -31,6 +31,11 @@ def test_renders_as_transformers_does(case: dict) -> None:
     assert template.render(messages, case["add_generation_prompt"]) == case["expected"]
 
 
+def test_special_tokens_do_not_hide_the_messages() -> None:
+    template = ChatTemplate("{{ messages[0].content }}", {"messages": "no"})
+    assert template.render(HELLO) == "Hello"
+
+
 def test_a_template_renders_many_times() -> None:
     template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
     for text in ("a", "b"):
@@ -162,6 +167,6 @@ def test_needs_jinja2(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_needs_a_safe_jinja2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jinja2.__version__", "3.1.5")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: {"jinja2": "3.1.5"}[name])
     with pytest.raises(MissingDependency, match=r"jinja2 3\.1\.5 has known ways out"):
         ChatTemplate("x")

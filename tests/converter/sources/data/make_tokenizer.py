@@ -189,6 +189,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         FAST | {"pad_token": "<x>"} | declared(X | SPECIAL),
         "llama",
     ),
+    "declared plain and named": (
+        BYTES,
+        FAST | {"pad_token": "<x>"} | declared(token(18, "<x>"), token(19, "<y>")),
+        "llama",
+    ),
     "declared briefly": (
         SPM,
         FAST | {"added_tokens_decoder": {"17": {"content": "<x>"}}},
