@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 
 import edge
-from edge.model import Model
+from edge.model import DEFAULT_SAMPLING, TRANSFORMERS_SAMPLING, Model
 from edge.sampler import Sampling
 
 
@@ -24,16 +24,30 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv", default="f32", choices=("f32", "f16"), help="format of the KV cache"
     )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads (default: the fast processors)"
+    )
 
 
 def load_model(args: argparse.Namespace) -> Model:
     """Load the model that the options name."""
-    return edge.load(args.bundle, target=args.target, context=args.context, cache_format=args.kv)
+    return edge.load(
+        args.bundle,
+        target=args.target,
+        context=args.context,
+        cache_format=args.kv,
+        threads=args.threads,
+    )
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """How the next token is drawn; what is not given is the checkpoint's own default."""
-    group = parser.add_argument_group("sampling (default: what the checkpoint's authors set)")
+    """How the next token is drawn; what is not given is the model's own default."""
+    ours, theirs = DEFAULT_SAMPLING, TRANSFORMERS_SAMPLING
+    group = parser.add_argument_group(
+        "sampling (default: what the checkpoint's authors set, with Transformers' defaults, "
+        f"temperature {theirs.temperature} and top-k {theirs.top_k}, for what they leave out; "
+        f"where they set nothing, temperature {ours.temperature} and top-p {ours.top_p})"
+    )
     group.add_argument("--greedy", action="store_true", help="always the likeliest token")
     group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
     group.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest; 0 is all")
@@ -51,8 +65,8 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def read_sampling(args: argparse.Namespace, model: Model) -> Sampling:
     """The sampling that the options ask for."""
-    if args.greedy:
-        return Sampling.greedy()
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.greedy:
+        return replace(Sampling.greedy(), **given | {"temperature": 0.0})
     return replace(model.default_sampling, **given)

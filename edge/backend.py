@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge.bundle import Bundle
 
 # Unit of a target (Target.unit) -> module with a `BACKEND`. Order is preference for "auto".
-BACKENDS: dict[str, str] = {"ref": "edge.reference"}
+BACKENDS: dict[str, str] = {"cpu": "cpu.backend", "ref": "edge.reference"}
 
 
 class Program(Protocol):
@@ -72,8 +72,8 @@ class Backend(Protocol):
         """Compile ahead into `folder`; an empty list where nothing is to be compiled."""
         ...
 
-    def load(self, bundle: Bundle, target: Target) -> Program:
-        """Make the bundle's graph ready to run on `target`."""
+    def load(self, bundle: Bundle, target: Target, threads: int | None = None) -> Program:
+        """Make the bundle's graph ready to run on `target`; `threads` None is as many as suit."""
         ...
 
 

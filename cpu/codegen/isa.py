@@ -1,0 +1,113 @@
+"""What a kernel may ask of an instruction set: sizes, and the operations each does its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cpu.codegen.language import Code, Value
+
+
+@dataclass(frozen=True)
+class CodeLayout:
+    """Where the codes of `row_count` rows by 8 weights are, once expanded for the dot product.
+
+    They are vectors of bytes, each 4 bytes being 4 neighbouring weights of a row. The dot products
+    of vector i go into accumulator `slots[i]`; in accumulator s, lane j belongs to row `rows[s][j]`
+    and is `factors[s]` times too large. Where `alternating`, even lanes take the first 4 of the 8
+    weights and odd lanes the last 4, so that a row has two lanes; else `halves[i]` says which 4
+    vector i takes. Codes are less by `offset`.
+
+    A tile of 64 rows is as many of these as it takes: narrow vectors take few rows at a time, so
+    that all accumulators stay in registers.
+    """
+
+    slots: tuple[int, ...]
+    rows: tuple[tuple[int, ...], ...]
+    factors: tuple[int, ...]
+    alternating: bool = True
+    halves: tuple[int, ...] = ()
+    offset: int = 0
+    row_count: int = 64
+
+
+def byte_layout(vector_bytes: int, row_count: int = 64, offset: int = 0) -> CodeLayout:
+    """8-bit codes are in operand order as they are stored: for each half, all rows."""
+    lanes = vector_bytes // 4
+    slots = tuple(range(row_count // lanes))
+    return CodeLayout(
+        slots=slots * 2,
+        rows=tuple(tuple(range(s * lanes, (s + 1) * lanes)) for s in slots),
+        factors=(1,) * len(slots),
+        alternating=False,
+        halves=(0,) * len(slots) + (1,) * len(slots),
+        offset=offset,
+        row_count=row_count,
+    )
+
+
+class Expander(Protocol):
+    """Makes the vectors of a CodeLayout from planes: each plane is vectors that hold its rows.
+
+    One by one: code that uses each before it asks for the next takes fewer registers (on NEON at 4
+    bits, 23 instructions for 64 weights; else 27, as accumulators are spilled).
+    """
+
+    def __call__(self, code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[Value]: ...
+
+
+class DotProduct(Protocol):
+    """accumulator[j] += sum of codes[4j..4j+3] * activations[4j..4j+3]; bytes by i8 into i32."""
+
+    def __call__(
+        self, code: Code, accumulator: Value, codes: Value, activations: Value
+    ) -> Value: ...
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A matrix unit with eight tiles of 16 rows of 64 bytes, numbered 0 to 7.
+
+    `dot(c, a, b)` adds to c, 16 by 16 float32, the product of a, 16 rows of 32 bfloat16, and b, 16
+    rows of 16 pairs of bfloat16. `spread(code, nibbles)` makes of 16 nibbles (int32 lanes, the low
+    4 bits count) 16 words whose 4 bytes are their bits.
+    """
+
+    configure: Callable[[Code], None]
+    release: Callable[[Code], None]
+    load: Callable[[Code, int, Value, Value], None]
+    dot: Callable[[Code, int, int, int], None]
+    store: Callable[[Code, int, Value, Value], None]
+    spread: Callable[[Code, Value], Value]
+
+
+@dataclass(frozen=True)
+class Isa:
+    """One instruction set with its features.
+
+    `triple`, `processor` and `features` are LLVM's, and `tuning` the processor whose times it
+    schedules for, where that is another; `vector_bytes` is the width of a vector register.
+    `layout` tells for a number of bits what `expand` makes and `dot` takes; at 8 bits there is
+    nothing to expand, and `dot_bytes` takes the codes as they are stored. `dots_by_lane` says that
+    they can take 4 activations out of a vector, so that these are loaded together.
+    """
+
+    name: str
+    triple: str
+    processor: str
+    features: str
+    vector_bytes: int
+    layout: Callable[[int], CodeLayout]
+    expand: Expander
+    dot: DotProduct
+    dot_bytes: DotProduct
+    pause: Callable[[Code], None]
+    tuning: str = ""
+    dots_by_lane: bool = False
+    tiles: Tiles | None = None
+
+    @property
+    def lanes(self) -> int:
+        """float32 lanes of a vector."""
+        return self.vector_bytes // 4

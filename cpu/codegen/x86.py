@@ -1,0 +1,152 @@
+"""x86-64: AVX-512 with VNNI and GFNI; AMX beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cpu.codegen.isa import CodeLayout, Isa, Tiles, byte_layout
+from cpu.codegen.language import I8, I32, I64, POINTER, Code, Value
+from cpu.codegen.transpose import padded_bits, unpack_lanes
+
+TRIPLE = "x86_64-unknown-linux-gnu"
+
+
+def _dot_vnni(code: Code, accumulator: Value, codes: Value, activations: Value) -> Value:
+    name = "llvm.x86.avx512.vpdpbusd.512"
+    return code.intrinsic(name, accumulator.type, accumulator, codes, activations)
+
+
+def pause(code: Code) -> None:
+    """Tell the processor that this is a spinning wait."""
+    code.intrinsic("llvm.x86.sse2.pause", None)
+
+
+def _expand_gfni(code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[Value]:
+    """Transpose bits with the Galois-field affine instruction.
+
+    Interleaving the planes puts all bits of a row's 8 weights side by side; with unit vectors as
+    its operand, the affine instruction transposes every 8 bytes of them, so byte j holds weight
+    j's codes of 4 rows (2 bits) or 2 rows (up to 4). Masks take a row out; its place in the byte
+    stays, as a factor of the codes. 11 vector instructions a line at 2 bits, 7 at 4.
+    """
+    bits = padded_bits(len(planes))
+    whole = [plane[0] for plane in planes]
+    whole += [code.constant(I8.of(64), 0)] * (bits - len(whole))
+    units = code.constant(I64, 0x8040201008040201).broadcast(8).cast(I8.of(64))
+    for mixed in _interleave(list(reversed(whole))):
+        transposed = code.intrinsic("llvm.x86.vgf2p8affineqb.512", I8.of(64), units, mixed, 0)
+        masks = (((1 << bits) - 1) << place for place in range(0, 8, bits))
+        yield from (transposed & mask for mask in masks)
+
+
+def _gfni_layout(bits: int) -> CodeLayout:
+    """What `_expand_gfni` makes, by the same steps on row numbers."""
+    if bits == 8:
+        return byte_layout(64)
+    bits = padded_bits(bits)
+    per_byte = 8 // bits
+    orders = [list(range(64))]
+    while len(orders) < bits:
+        orders = [_unpacked_rows(order, half) for order in orders for half in range(2)]
+    rows, factors = [], []
+    for order in orders:
+        for place in range(per_byte):
+            # of the rows in 8 bytes, the last comes out lowest
+            taken = [order[q * per_byte + per_byte - 1 - place] for q in range(8)]
+            rows.append(tuple(row for row in taken for _ in range(2)))
+            factors.append(1 << (bits * place))
+    return CodeLayout(tuple(range(len(rows))), tuple(rows), tuple(factors))
+
+
+def _interleave(planes: list[Value]) -> list[Value]:
+    """Byte vectors with the planes of each row side by side."""
+    vectors, size = [planes], 1
+    while len(vectors[0]) > 1:
+        vectors = [
+            [
+                a.shuffle(unpack_lanes(64, size, half), b)
+                for a, b in zip(group[::2], group[1::2], strict=True)
+            ]
+            for group in vectors
+            for half in range(2)
+        ]
+        size *= 2
+    return [group[0] for group in vectors]
+
+
+def _unpacked_rows(order: list[int], half: int) -> list[int]:
+    """The rows that an unpack leaves: of every 16 bytes, the low or the high half."""
+    per_block = len(order) // 4
+    taken = per_block // 2
+    return [order[block * per_block + half * taken + i] for block in range(4) for i in range(taken)]
+
+
+def _configure_tiles(code: Code) -> None:
+    """Eight tiles of 16 rows of 64 bytes, by a configuration that is built on the stack."""
+    size = 64
+    with code.builder.goto_entry_block():
+        slot = code.builder.alloca(I8.of(size).ir)
+    pointer = Value(code, POINTER, code.builder.bitcast(slot, POINTER.ir))
+    row_bytes = [byte for _ in range(8) for byte in (64, 0)]
+    palette = [1] + [0] * 15 + row_bytes + [0] * 16 + [16] * 8 + [0] * 8
+    code.store(code.constant(I8.of(size), palette), pointer)
+    code.intrinsic("llvm.x86.ldtilecfg", None, pointer)
+
+
+def _release_tiles(code: Code) -> None:
+    code.intrinsic("llvm.x86.tilerelease", None)
+
+
+def _load_tile(code: Code, tile: int, pointer: Value, stride: Value) -> None:
+    code.intrinsic("llvm.x86.tileloadd64", None, tile, pointer, stride)
+
+
+def _dot_tiles(code: Code, c: int, a: int, b: int) -> None:
+    code.intrinsic("llvm.x86.tdpbf16ps", None, c, a, b)
+
+
+def _store_tile(code: Code, tile: int, pointer: Value, stride: Value) -> None:
+    code.intrinsic("llvm.x86.tilestored64", None, tile, pointer, stride)
+
+
+def _spread_nibbles(code: Code, nibbles: Value) -> Value:
+    """One permute of a 16-entry table of words, which uses the low 4 bits of each index."""
+    words = [sum(((n >> bit) & 1) << (8 * bit) for bit in range(4)) for n in range(16)]
+    table = code.constant(I32.of(16), words)
+    return code.intrinsic("llvm.x86.avx512.permvar.si.512", I32.of(16), table, nibbles)
+
+
+_TILES = Tiles(
+    configure=_configure_tiles,
+    release=_release_tiles,
+    load=_load_tile,
+    dot=_dot_tiles,
+    store=_store_tile,
+    spread=_spread_nibbles,
+)
+
+_AVX512 = "+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512vnni,+avx512vbmi,+gfni,+fma,+f16c,+bmi2"
+_AMX = ",+amx-tile,+amx-bf16,+amx-int8,+avx512bf16"
+
+
+def _isa(name: str, processor: str, features: str, *, tiles: Tiles | None) -> Isa:
+    return Isa(
+        name=name,
+        triple=TRIPLE,
+        processor=processor,
+        features=features,
+        vector_bytes=64,
+        layout=_gfni_layout,
+        expand=_expand_gfni,
+        dot=_dot_vnni,
+        dot_bytes=_dot_vnni,
+        pause=pause,
+        tiles=tiles,
+    )
+
+
+# By the feature that a target must name, the least first.
+TABLES: dict[str, Isa] = {
+    "vnni": _isa("x86-vnni", "icelake-server", _AVX512, tiles=None),
+    "amx": _isa("x86-amx", "sapphirerapids", _AVX512 + _AMX, tiles=_TILES),
+}

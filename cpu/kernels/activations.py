@@ -1,0 +1,131 @@
+"""Activations as the linear kernels take them: 16-bit integers with one scale a block.
+
+A value is 256 * high + low, both int8, so that byte dot products take it in two terms. Decode waits
+for the weights, so the second term costs little, and the error of the activations all but goes:
+with one term, 2-bit models were off by a KL divergence of 0.009 on a trained model.
+
+A quantized row is, at fixed offsets, the high bytes, the low bytes (each padded with zeros to whole
+lines), float32 scales of its blocks, and two int32 sums of each block: of the values in the first
+and in the last half of every 8, which is what a weight's zero is multiplied by.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu.codegen.language import F32, I8, I32, I64, Code, Value
+from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
+from cpu.kernels.rows import own_rows, row_peak
+
+TERMS = 2
+
+# The largest value: 127 in the high byte.
+PEAK = 127 * 256
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Where things are in a quantized row of `width` values in blocks of `block`."""
+
+    width: int
+    block: int
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.width // self.block)
+
+    @property
+    def padded(self) -> int:
+        """Bytes of a term with padding, so that a block can be read past its end."""
+        return -(-self.width // 64) * 64
+
+    @property
+    def scales(self) -> int:
+        """Offset of the scales in bytes."""
+        return TERMS * self.padded
+
+    @property
+    def sums(self) -> int:
+        """Offset of the sums in bytes."""
+        return self.scales + 4 * self.blocks
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of a row, whole lines."""
+        return -(-(self.sums + 8 * self.blocks) // 64) * 64
+
+
+def quantize_kernel(block: int) -> Kernel:
+    """x float32 [rows, width] -> quantized rows. Rows and copies are as in `rows.own_rows`.
+
+    Where `one_scale` is not 0, all blocks of a row have the scale of its largest magnitude.
+    """
+
+    def body(code: Code, a: Arguments, thread: Thread) -> None:
+        with own_rows(code, a, thread) as (_, x, out):
+            width = a.integer("width")
+            whole = code.variable(code.constant(F32, 0.0))
+            with code.when(a.integer("one_scale") > 0):
+                whole.set(row_peak(code, x, width))
+            with code.loop(0, (width + (block - 1)) // block) as index:
+                start = index * block
+                count = minimum(width - start, code.constant(I64, block))
+                peak = row_peak(code, code.offset(x, start * 4), count)
+                _quantize_block(code, a, (x, out), index, block, peak.maximum(whole.get()))
+
+    slots = (
+        *("x", "out", "rows", "width", "x_stride", "out_stride", "padded", "scales", "sums"),
+        "one_scale",
+        *("private", "x_private"),
+    )
+    return Kernel(f"quantize_b{block}", slots, body)
+
+
+def _quantize_block(
+    code: Code, a: Arguments, ends: tuple[Value, Value], index: Value, block: int, peak: Value
+) -> None:
+    """One block: its scale, its values, their sums. x is readable past its end."""
+    x, out = ends
+    lanes = max(8, code.isa.lanes)  # the sums and the padding are of 8 values
+    start = index * block
+    count = minimum(a.integer("width") - start, code.constant(I64, block))
+    order = code.constant(I32.of(lanes), list(range(lanes)))
+    code.store(peak * (1 / PEAK), out, a.integer("scales") + index * 4)
+    inverse = (peak > 0.0).select(code.constant(F32, PEAK) / peak, 0.0).broadcast(lanes)
+    sums = code.variable(code.constant(I32.of(lanes), 0))
+    with code.loop(0, count, lanes) as i:
+        inside = order < (count - i).to(I32).broadcast(lanes)
+        values = inside.select(code.load(F32.of(lanes), x, (start + i) * 4), 0.0)
+        rounded = (values * inverse).round().to(I32)
+        sums.set(sums.get() + rounded)
+        high = (rounded + 128).signed_shift(8)
+        code.store(high.to(I8), out, start + i)
+        code.store((rounded - (high << 8)).to(I8), out, a.integer("padded") + start + i)
+    code.store(_half_sums(sums.get()), out, a.integer("sums") + index * 8)
+
+
+def _half_sums(sums: Value) -> Value:
+    """Sums of the lanes in the first and last 4 of every 8, as two int32."""
+    lanes = sums.type.lanes
+    first = sums.shuffle([i for i in range(lanes) if i % 8 < 4]).total()
+    last = sums.shuffle([i for i in range(lanes) if i % 8 >= 4]).total()
+    pair = first.broadcast(2)
+    return pair.shuffle([0, 2], last.broadcast(2))
+
+
+def quantize_rows(
+    x: NDArray[np.float32], block: int
+) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    """The twin: values int16 [rows, width] and scales [rows, blocks]."""
+    rows, width = x.shape
+    blocks = -(-width // block)
+    padded = np.pad(x, ((0, 0), (0, blocks * block - width))).reshape(rows, blocks, block)
+    largest = np.abs(padded).max(axis=2)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(largest > 0, np.float32(PEAK) / largest, np.float32(0))
+    values = np.rint(padded * inverse[:, :, None].astype(np.float32)).astype(np.int16)
+    scales = largest * np.float32(1 / PEAK)
+    return values.reshape(rows, -1)[:, :width], scales

@@ -1,0 +1,309 @@
+"""Attention over the KV cache, for prefill and decode: append, then online softmax.
+
+Threads take key/value heads; a head's queries see its cache alone, so no barrier is needed between
+appending and reading. The queries of a head, which are its rows times the query heads that share
+it, are taken four at a time, so that each key and value is loaded once for four.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu.codegen import math
+from cpu.codegen.language import F16, F32, I32, I64, Code, Type, Value, Variable
+from cpu.kernels.kernel import Arguments, Kernel, Thread
+from edge.planes import TILE
+
+Floats = NDArray[np.float32]
+
+SLOTS = (
+    *("query", "key", "value", "keys", "values", "out"),
+    *("rows", "position", "heads", "kv_heads", "head_dim", "capacity", "window"),
+    *("query_stride", "key_stride", "value_stride", "out_stride"),
+    *("query_private", "key_private", "value_private"),
+    *("scale", "softcap", "padded_dim", "scratch", "scratch_stride"),
+)
+
+# Positions whose scores are made before their values are summed: scores and values of a span stay
+# in the caches.
+SPAN = 256
+
+# Queries taken together: 4 times 4 vectors of sums fill half of 32 registers.
+_TOGETHER = 4
+_CHUNK = 4
+
+_CACHED = {"f32": F32, "f16": F16}
+_LEAST = -1e30
+
+
+def scratch_bytes(head_dim: int) -> int:
+    """Scratch memory that a thread needs."""
+    return 4 * _TOGETHER * (padded_dim(head_dim) + SPAN + TILE)
+
+
+def padded_dim(head_dim: int) -> int:
+    """Values from one query's sums to the next's: whole vectors may be read and written."""
+    return -(-head_dim // TILE) * TILE + TILE
+
+
+def attention_kernel(cache_format: str) -> Kernel:
+    """See `SLOTS`. Query rows are at `position` and on; caches are [kv_heads, capacity, head_dim].
+
+    `window` and `softcap` are 0 for none. `scratch` has `scratch_bytes` for every thread.
+    """
+
+    def body(code: Code, a: Arguments, thread: Thread) -> None:
+        first, last = thread.share(a.integer("kv_heads"))
+        with code.loop(first, last) as kv_head:
+            _Head(code, a, thread, kv_head, _CACHED[cache_format]).run()
+
+    return Kernel(f"attention_{cache_format}", SLOTS, body)
+
+
+class _Head:
+    """Writes the code for one key/value head and the query heads that share it."""
+
+    def __init__(
+        self, code: Code, a: Arguments, thread: Thread, kv_head: Value, cached: Type
+    ) -> None:
+        self.code, self.a, self.kv_head, self.cached = code, a, kv_head, cached
+        self.head_dim = a.integer("head_dim")
+        size = a.integer("capacity") * self.head_dim * cached.byte_count
+        self.keys = code.offset(a.pointer("keys"), kv_head * size)
+        self.values = code.offset(a.pointer("values"), kv_head * size)
+        self.scratch = code.offset(a.pointer("scratch"), thread.index * a.integer("scratch_stride"))
+        self.inputs = {
+            name: code.offset(a.pointer(name), thread.index * a.integer(f"{name}_private"))
+            for name in ("query", "key", "value")
+        }
+        self.group = a.integer("heads") // a.integer("kv_heads")
+
+    def run(self) -> None:
+        code, a = self.code, self.a
+        with code.loop(0, a.integer("rows")) as row:
+            self.append(row, "key", self.keys)
+            self.append(row, "value", self.values)
+        queries = a.integer("rows") * self.group
+        together = queries - queries % _TOGETHER
+        with code.loop(0, together, _TOGETHER) as first:
+            _Queries(self, first, _TOGETHER).attend()
+        with code.loop(together, queries) as first:
+            _Queries(self, first, 1).attend()
+
+    def append(self, row: Value, name: str, cache: Value) -> None:
+        """Copy a row of this head into the cache, in its format."""
+        code, a = self.code, self.a
+        source = code.offset(self.inputs[name], row * a.integer(f"{name}_stride"))
+        source = code.offset(source, self.kv_head * self.head_dim * 4)
+        place = (a.integer("position") + row) * self.head_dim
+        lanes = code.isa.lanes
+        vectors = self.head_dim - self.head_dim % lanes
+        for kind, first, last in (
+            (F32.of(lanes), code.constant(I64, 0), vectors),
+            (F32, vectors, self.head_dim),
+        ):
+            with code.loop(first, last, kind.lanes) as i:
+                values = code.load(kind, source, i * 4).to(self.cached)
+                code.store(values, cache, (place + i) * self.cached.byte_count)
+
+
+class _Queries:
+    """Writes the code for `count` queries from number `first` on: row * group + member."""
+
+    def __init__(self, head: _Head, first: Value, count: int) -> None:
+        self.head, self.code, self.a = head, head.code, head.a
+        self.count = count
+        self.lanes = head.code.isa.lanes
+        self.rows, self.offsets = [], []
+        for number in range(count):
+            row, member = (first + number) // head.group, (first + number) % head.group
+            self.rows.append(row)
+            self.offsets.append((head.kv_head * head.group + member) * (head.head_dim * 4))
+        self.ends = [self.a.integer("position") + row + 1 for row in self.rows]
+        self.queries = [
+            self.code.offset(head.inputs["query"], row * self.a.integer("query_stride") + offset)
+            for row, offset in zip(self.rows, self.offsets, strict=True)
+        ]
+        size = self.a.integer("padded_dim") * 4
+        self.sums = [self.code.offset(head.scratch, size * i) for i in range(count)]
+        scores = self.code.offset(head.scratch, size * count)
+        self.scores = [self.code.offset(scores, 4 * (SPAN + TILE) * i) for i in range(count)]
+
+    def attend(self) -> None:
+        """Span by span of positions, up to the last that the last query sees."""
+        code = self.code
+        window, end = self.a.integer("window"), self.ends[-1]
+        start = window.equals(0).select(code.constant(I64, 0), self.ends[0] - window)
+        start = (start < 0).select(code.constant(I64, 0), start)
+        peaks = [code.variable(code.constant(F32, _LEAST)) for _ in range(self.count)]
+        weights = [code.variable(code.constant(F32, 0.0)) for _ in range(self.count)]
+        for sums in self.sums:
+            self.rescale(sums, code.constant(F32, 0.0))
+        with code.loop(start, end, SPAN) as first:
+            stop = (first + SPAN < end).select(first + SPAN, end)
+            self.make_scores(first, stop)
+            for index in range(self.count):
+                self.soften(index, first, stop, peaks[index], weights[index])
+            self.add_values(first, stop)
+        for index, weight in enumerate(weights):
+            self.finish(index, code.constant(F32, 1.0) / weight.get())
+
+    def rescale(self, sums: Value, factor: Value) -> None:
+        """Multiply the sums of a query; by zero, whatever they were."""
+        code, kind = self.code, F32.of(self.lanes)
+        with code.loop(0, self.head.head_dim * 4, kind.byte_count) as offset:
+            held = code.load(kind, sums, offset)
+            made = held * factor.broadcast(self.lanes)
+            code.store((factor > 0.0).broadcast(self.lanes).select(made, 0.0), sums, offset)
+
+    # Scores.
+
+    def make_scores(self, first: Value, stop: Value) -> None:
+        """Dot products of the queries with the keys of a span."""
+        code, head = self.code, self.head
+        kind, bytes_ = head.cached.of(self.lanes), head.cached.byte_count
+        vectors = head.head_dim - head.head_dim % self.lanes
+        with code.loop(first, stop) as position:
+            key = code.offset(head.keys, position * head.head_dim * bytes_)
+            dots = [code.variable(code.constant(F32.of(self.lanes), 0.0)) for _ in self.queries]
+            with code.loop(0, vectors, self.lanes) as i:
+                k = code.load(kind, key, i * bytes_).to(F32)
+                for dot, query in zip(dots, self.queries, strict=True):
+                    dot.set(code.load(F32.of(self.lanes), query, i * 4).fma(k, dot.get()))
+            totals = [code.variable(dot.get().total()) for dot in dots]
+            with code.loop(vectors, head.head_dim) as i:
+                k = code.load(head.cached, key, i * bytes_).to(F32)
+                for total, query in zip(totals, self.queries, strict=True):
+                    total.set(code.load(F32, query, i * 4).fma(k, total.get()))
+            for total, scores in zip(totals, self.scores, strict=True):
+                code.store(total.get(), scores, (position - first) * 4)
+
+    def soften(
+        self, index: int, first: Value, stop: Value, peak: Variable, weight: Variable
+    ) -> None:
+        """Scores of one query to weights, and its sums so far to the new largest score."""
+        code, kind = self.code, F32.of(self.lanes)
+        scores, count = self.scores[index], stop - first
+        before = peak.get()
+        largest = code.variable(before.broadcast(self.lanes))
+        with code.loop(0, count, self.lanes) as i:
+            score = self.seen(index, first + i, stop, self.scaled(code.load(kind, scores, i * 4)))
+            code.store(score, scores, i * 4)
+            largest.set(largest.get().maximum(score))
+        peak.set(largest.get().largest())
+        shrink = math.exp(before - peak.get())
+        total = code.variable(code.constant(kind, 0.0))
+        with code.loop(0, count, self.lanes) as i:
+            score = code.load(kind, scores, i * 4)
+            # a score that is not seen weighs nothing, even where none of the span is
+            made = math.exp(score - peak.get().broadcast(self.lanes))
+            made = (score > _LEAST).select(made, 0.0)
+            code.store(made, scores, i * 4)
+            total.set(total.get() + made)
+        weight.set(weight.get() * shrink + total.get().total())
+        self.rescale(self.sums[index], shrink)
+
+    def scaled(self, score: Value) -> Value:
+        """Score times scale, with the soft cap where there is one."""
+        code, lanes = self.code, self.lanes
+        made = code.variable(score * self.a.number("scale").broadcast(lanes))
+        cap = self.a.number("softcap")
+        with code.when(cap > 0.0):
+            limit = cap.broadcast(lanes)
+            made.set(math.tanh(made.get() / limit) * limit)
+        return made.get()
+
+    def seen(self, index: int, position: Value, stop: Value, score: Value) -> Value:
+        """The score where the query sees the position: causal, in the window, in the span."""
+        code = self.code
+        order = code.constant(I32.of(self.lanes), list(range(self.lanes)))
+        place = order + position.to(I32).broadcast(self.lanes)
+        end = self.ends[index]
+        last = (end < stop).select(end, stop).to(I32).broadcast(self.lanes)
+        window = self.a.integer("window")
+        first = window.equals(0).select(code.constant(I64, 0), end - window)
+        inside = (place < last) & (place >= first.to(I32).broadcast(self.lanes))
+        return inside.select(score, _LEAST)
+
+    # Values.
+
+    def add_values(self, first: Value, stop: Value) -> None:
+        """Add the span's values, weighted, to the sums: a few vectors of the head at a time."""
+        code, dim = self.code, self.head.head_dim
+        wide = self.lanes * _CHUNK
+        chunks = dim - dim % wide
+        vectors = dim - dim % self.lanes
+        for begin, end, lanes, count in (
+            (code.constant(I64, 0), chunks, self.lanes, _CHUNK),
+            (chunks, vectors, self.lanes, 1),
+            (vectors, dim, 1, 1),
+        ):
+            with code.loop(begin, end, lanes * count) as column:
+                self.add_columns(first, stop, column, lanes, count)
+
+    def add_columns(self, first: Value, stop: Value, column: Value, lanes: int, count: int) -> None:
+        code, head, kind = self.code, self.head, F32.of(lanes)
+        bytes_ = head.cached.byte_count
+        places = [column + lanes * i for i in range(count)]
+        held = [
+            [code.variable(code.load(kind, sums, place * 4)) for place in places]
+            for sums in self.sums
+        ]
+        with code.loop(first, stop) as position:
+            values = [
+                code.load(
+                    head.cached.of(lanes),
+                    head.values,
+                    (position * head.head_dim + place) * bytes_,
+                ).to(F32)
+                for place in places
+            ]
+            for scores, row in zip(self.scores, held, strict=True):
+                share = code.load(F32, scores, (position - first) * 4).broadcast(lanes)
+                for value, total in zip(values, row, strict=True):
+                    total.set(value.fma(share, total.get()))
+        for sums, row in zip(self.sums, held, strict=True):
+            for place, total in zip(places, row, strict=True):
+                code.store(total.get(), sums, place * 4)
+
+    def finish(self, index: int, factor: Value) -> None:
+        """Sums over the weight, into the output."""
+        code, head = self.code, self.head
+        out = code.offset(
+            self.a.pointer("out"),
+            self.rows[index] * self.a.integer("out_stride") + self.offsets[index],
+        )
+        vectors = head.head_dim - head.head_dim % self.lanes
+        for lanes, begin, end in (
+            (self.lanes, code.constant(I64, 0), vectors),
+            (1, vectors, head.head_dim),
+        ):
+            with code.loop(begin, end, lanes) as i:
+                summed = code.load(F32.of(lanes), self.sums[index], i * 4)
+                code.store(summed * factor.broadcast(lanes), out, i * 4)
+
+
+def attention(
+    query: Floats,
+    keys: Floats,
+    values: Floats,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Floats:
+    """The twin: query [heads, rows, head_dim] at the end of keys and values [kv_heads, n, dim]."""
+    heads, rows, _ = query.shape
+    kv_heads, context, _ = keys.shape
+    k, v = (np.repeat(array, heads // kv_heads, axis=0) for array in (keys, values))
+    scores = query @ k.transpose(0, 2, 1) * np.float32(scale)
+    if softcap is not None:
+        scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+    row = context - rows + np.arange(rows)[:, None]
+    seen = np.arange(context) <= row
+    if window is not None:
+        seen &= np.arange(context) > row - window
+    scores = np.where(seen, scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+    made: Floats = (weights / weights.sum(axis=2, keepdims=True)) @ v
+    return made

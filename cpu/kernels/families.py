@@ -1,0 +1,47 @@
+"""Which kernels are compiled together: those that every model may need, and those of a format.
+
+A family does not depend on the model, so its machine code, once in the cache, serves every model
+of the same formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import get_args
+
+from cpu.kernels import activations, attention, elementwise, embedding, gemm, linear, rows
+from cpu.kernels.kernel import Kernel
+from edge.formats import GROUPS, Format
+from edge.graph import GateFunction
+
+COMMON = "common"
+
+
+def families(formats: Iterable[Format], *, matrix_unit: bool) -> dict[str, list[Kernel]]:
+    """The kernels for tensors of these formats, by family."""
+    made = {COMMON: _common(matrix_unit=matrix_unit)}
+    for form in formats:
+        made[str(form)] = _of_format(form, matrix_unit=matrix_unit)
+    return made
+
+
+def _common(*, matrix_unit: bool) -> list[Kernel]:
+    kernels = [
+        rows.norm_kernel(),
+        rows.rope_kernel(),
+        rows.int8_kernel(),
+        elementwise.add_kernel(),
+        elementwise.softcap_kernel(),
+        *(elementwise.gate_kernel(function) for function in get_args(GateFunction)),
+        *(attention.attention_kernel(form) for form in ("f32", "f16")),
+        *(activations.quantize_kernel(block) for block in GROUPS),
+    ]
+    return [*kernels, gemm.bfloat16_kernel()] if matrix_unit else kernels
+
+
+def _of_format(form: Format, *, matrix_unit: bool) -> list[Kernel]:
+    kernels = [embedding.embedding_kernel(form)]
+    if not form.quantized:
+        return [*kernels, linear.float_linear_kernel(form)]
+    kernels.append(linear.linear_kernel(form))
+    return [*kernels, gemm.gemm_kernel(form)] if matrix_unit else kernels

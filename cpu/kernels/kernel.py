@@ -1,0 +1,71 @@
+"""What a kernel is, and how it reads its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cpu.codegen.emit import Module
+from cpu.codegen.language import F32, I32, I64, POINTER, Code, Type, Value
+
+
+class Arguments:
+    """The arguments of a running kernel: 64-bit slots by name."""
+
+    def __init__(self, code: Code, base: Value, slots: tuple[str, ...]) -> None:
+        self._code = code
+        self._base = base
+        self._slots = slots
+
+    def _load(self, kind: Type, name: str) -> Value:
+        return self._code.load(kind, self._base, 8 * self._slots.index(name))
+
+    def pointer(self, name: str) -> Value:
+        return self._load(POINTER, name)
+
+    def integer(self, name: str) -> Value:
+        return self._load(I64, name)
+
+    def number(self, name: str) -> Value:
+        """A float32 in the low half of a slot."""
+        return self._load(F32, name)
+
+
+@dataclass(frozen=True)
+class Thread:
+    """Which of the threads this is."""
+
+    index: Value
+    count: Value
+
+    def share(self, total: Value) -> tuple[Value, Value]:
+        """This thread's contiguous part of `total` pieces of work, as first and one past last."""
+        return (total * self.index) // self.count, (total * (self.index + 1)) // self.count
+
+
+Body = Callable[[Code, Arguments, Thread], None]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel by name. Two of the same name are the same."""
+
+    name: str
+    slots: tuple[str, ...]
+    body: Body
+
+    def emit(self, module: Module) -> None:
+        """Write the kernel's function into a module."""
+
+        def write(code: Code, base: Value, index: Value, count: Value) -> None:
+            self.body(code, Arguments(code, base, self.slots), Thread(index, count))
+
+        module.function(self.name, [POINTER, I64, I64], write)
+
+
+def minimum(a: Value, b: Value) -> Value:
+    """Smaller of two scalars."""
+    return (a < b).select(a, b)
+
+
+__all__ = ["I32", "Arguments", "Body", "Kernel", "Thread", "minimum"]

@@ -1,0 +1,489 @@
+"""From a graph to the table of kernel calls that a step runs.
+
+Threads split each kernel's work, and a barrier stands only where a kernel reads what another
+thread wrote. How a value lies among the threads says whether that is so:
+
+    whole     all of it is written and all threads may read it
+    sliced    each thread wrote its own tiles of columns
+    split     each thread wrote its own rows (or heads)
+    private   each thread wrote all of it, in a copy of its own
+
+For a row or two, norms, rotations and quantization are made by every thread in private, which is
+cheaper than a barrier: a decode step has four barriers a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu.kernels import activations, attention, elementwise, embedding, gemm, linear, rows
+from cpu.kernels.kernel import Kernel
+from edge.bundle import Bundle
+from edge.graph import (
+    Add,
+    Attention,
+    Embed,
+    Gate,
+    Graph,
+    Int8,
+    Linear,
+    Norm,
+    Op,
+    Rope,
+    Softcap,
+    Take,
+)
+from edge.planes import STEP, TILE, StoredTensor
+
+Spread = Literal["whole", "sliced", "split", "private"]
+
+# Rows up to which whole-row kernels are made by every thread in private.
+PRIVATE_ROWS = 2
+
+
+# Arguments that change from step to step.
+@dataclass(frozen=True)
+class Dynamic:
+    """What a slot must hold: the step's value called `name`, times `stride`, plus `base`."""
+
+    name: str
+    base: int = 0
+    stride: int = 1
+
+
+@dataclass
+class Place:
+    """Where a value is: memory, bytes from row to row and from a thread's copy to the next."""
+
+    address: int | Dynamic
+    width: int
+    stride: int
+    private: int = 0
+    spread: Spread = "whole"
+    # the rows that logits are asked for, at the end of the valid ones
+    taken: bool = False
+    # rounded to 8 bits a row already, so that one scale a row is exact
+    one_scale: bool = False
+
+
+@dataclass
+class Call:
+    """One kernel call: arguments by slot, and whether a barrier follows."""
+
+    kernel: Kernel
+    arguments: dict[str, int]
+    barrier: bool = False
+
+
+@dataclass
+class Lowered:
+    """The calls of a step. `body` of them come before the head, which a step may leave out."""
+
+    calls: list[Call] = field(default_factory=list)
+    body: int = 0
+    dynamic: list[tuple[int, str, Dynamic]] = field(default_factory=list)
+
+
+class Memory:
+    """Buffers by name, kept as long as the program; every one starts on a line and is padded."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, NDArray[np.uint8]] = {}
+
+    def address(self, name: str, byte_count: int) -> int:
+        """Address of a buffer of at least this size. All who name it share it."""
+        array = self._arrays.get(name)
+        if array is None or array.nbytes < byte_count + 2 * _LINE:
+            assert array is None, f"{name} is asked for in two sizes"
+            array = np.zeros(byte_count + 2 * _LINE, np.uint8)
+            self._arrays[name] = array
+        return (array.ctypes.data + _LINE - 1) // _LINE * _LINE
+
+    def copy(self, name: str, values: NDArray[np.float32]) -> int:
+        """A float32 vector with zeros behind it, so that whole vectors may be read."""
+        size = 4 * (len(values) + TILE)
+        new = name not in self._arrays
+        address = self.address(name, size)
+        if new:
+            array = self._arrays[name]
+            start = address - array.ctypes.data
+            array[start : start + values.nbytes] = values.astype(np.float32).view(np.uint8)
+        return address
+
+
+_LINE = 64
+
+
+def float_slot(number: float) -> int:
+    """A float32 in the low half of a slot."""
+    return int(np.array([number, 0], np.float32).view(np.int64)[0])
+
+
+class Lowering:
+    """Lowers a graph once for few rows (`private`) or many."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        memory: Memory,
+        threads: int,
+        max_rows: int,
+        cache_format: str,
+        *,
+        matrix_unit: bool,
+    ) -> None:
+        self.graph: Graph = bundle.graph
+        self.memory = memory
+        self.threads = threads
+        self.max_rows = max_rows
+        self.private = max_rows <= PRIVATE_ROWS
+        self.cache_format = cache_format
+        self.matrix_unit = matrix_unit
+        self.tensors: dict[str, StoredTensor] = {
+            tensor.name: bundle.tensor(tensor.name) for tensor in self.graph.tensors
+        }
+        self.widths = {name: shape[1] for name, shape in self.graph.shapes().items()}
+        self.places: dict[str, Place] = {}
+        self.converted: dict[tuple[str, str], Place] = {}
+        self.lowered = Lowered()
+
+    def run(self) -> Lowered:
+        """All calls, in the graph's order."""
+        for subgraph in self.graph.subgraphs:
+            if subgraph.kind == "head":
+                self.barrier()
+                self.lowered.body = len(self.lowered.calls)
+            for op in subgraph.ops:
+                _LOWER[type(op)](self, op)
+        return self.lowered
+
+    # Memory and calls.
+
+    def place(self, name: str, spread: Spread, *, taken: bool = False) -> Place:
+        """Make a place for a value; layers use the same memory one after another."""
+        width = self.widths[name]
+        stride = 4 * (-(-width // TILE) * TILE + TILE)
+        copies = self.threads if spread == "private" else 1
+        key = f"{_without_layer(name)}/{width}/{self.max_rows}/{spread == 'private'}"
+        private = stride * self.max_rows if spread == "private" else 0
+        address = self.memory.address(key, stride * self.max_rows * copies)
+        place = Place(address, width, stride, private, spread, taken)
+        self.places[name] = place
+        return place
+
+    def row_spread(self) -> Spread:
+        """How a kernel of whole rows leaves its output."""
+        return "private" if self.private else "split"
+
+    def call(self, kernel: Kernel, arguments: Mapping[str, int | Dynamic]) -> None:
+        call, index = Call(kernel, {}), len(self.lowered.calls)
+        for slot in kernel.slots:
+            value = arguments[slot]
+            if isinstance(value, Dynamic):
+                self.lowered.dynamic.append((index, slot, value))
+                value = 0
+            call.arguments[slot] = value
+        assert len(arguments) == len(kernel.slots), set(arguments) ^ set(kernel.slots)
+        self.lowered.calls.append(call)
+
+    def barrier(self) -> None:
+        """Make all that was written whole."""
+        if self.lowered.calls:
+            self.lowered.calls[-1].barrier = True
+        for place in (*self.places.values(), *self.converted.values()):
+            if place.spread != "private":
+                place.spread = "whole"
+
+    def read(self, name: str, *also: Spread) -> Place:
+        """A value that a kernel reads whole, or as it lies where that is among `also`."""
+        place = self.places[name]
+        if place.spread not in ("whole", "private", *also):
+            self.barrier()
+        return place
+
+    def row_count(self, place: Place) -> Dynamic:
+        return Dynamic("logit_rows" if place.taken else "rows")
+
+    def row_arguments(self, x: Place, out: Place) -> dict[str, int | Dynamic]:
+        """What the kernels of whole rows have in common."""
+        return {
+            "x": x.address,
+            "out": out.address,
+            "rows": self.row_count(out),
+            "width": x.width,
+            "x_stride": x.stride,
+            "out_stride": out.stride,
+            "private": out.private,
+            "x_private": x.private,
+        }
+
+    # Ops.
+
+    def embed(self, op: Embed) -> None:
+        table = self.tensors[op.table]
+        out = self.place(op.out, "split")
+        form, width = table.form, table.shape[1]
+        arguments: dict[str, int | Dynamic] = {
+            "tokens": self.memory.address(f"tokens/{self.max_rows}", 4 * self.max_rows),
+            "out": out.address,
+            "rows": Dynamic("rows"),
+            "width": width,
+            "groups": form.group_count(width) if form.quantized else 0,
+            "steps": -(-width // STEP),
+            "out_stride": out.stride,
+            "scale": float_slot(op.scale),
+        }
+        self.call(embedding.embedding_kernel(form), arguments | self.weight_arguments(table))
+
+    def norm(self, op: Norm) -> None:
+        x = self.read(op.x)
+        out = self.place(op.out, self.row_spread(), taken=x.taken)
+        weight = self.vector(op.weight)
+        arguments = self.row_arguments(x, out)
+        size = self.tensors[op.weight].shape[0]
+        extra = {"weight": weight, "size": size, "eps": float_slot(op.eps)}
+        self.call(rows.norm_kernel(), arguments | extra)
+
+    def rope(self, op: Rope) -> None:
+        x = self.read(op.x)
+        out = self.place(op.out, self.row_spread())
+        half = self.tensors[op.frequencies].shape[0]
+        key = f"{op.frequencies}/{op.scale}"
+        extra: dict[str, int | Dynamic] = {
+            "cos": Dynamic(f"cos/{key}"),
+            "sin": Dynamic(f"sin/{key}"),
+            "head_dim": op.head_dim,
+            "half": half,
+            "position": Dynamic("position"),
+            "table_stride": 4 * half,
+        }
+        self.call(rows.rope_kernel(), self.row_arguments(x, out) | extra)
+
+    def int8(self, op: Int8) -> None:
+        x = self.read(op.x)
+        out = self.place(op.out, self.row_spread())
+        out.one_scale = True
+        self.call(rows.int8_kernel(), self.row_arguments(x, out))
+
+    def linear(self, op: Linear) -> None:
+        weight = self.tensors[op.weight]
+        if weight.form.quantized and self.matrix_unit and not self.places[op.x].taken:
+            self.matrix_linear(op, weight)
+            return
+        if weight.form.quantized:
+            x = self.quantize(op.x, linear.block_of(weight.form))
+            self.quantized_linear(op, weight, x)
+            return
+        x = self.read(op.x)
+        out = self.place(op.out, "sliced", taken=x.taken)
+        arguments: dict[str, int | Dynamic] = {
+            "x": x.address,
+            "values": weight.parts["values"].ctypes.data,
+            "bias": self.bias(op),
+            "out": out.address,
+            "rows": self.row_count(out),
+            "width": x.width,
+            "tiles": -(-out.width // TILE),
+            "outputs": out.width,
+            "x_stride": x.stride,
+            "out_stride": out.stride,
+            "x_private": x.private,
+        }
+        self.call(linear.float_linear_kernel(weight.form), arguments)
+
+    def quantized_linear(self, op: Linear, weight: StoredTensor, x: Place) -> None:
+        out = self.place(op.out, "sliced", taken=x.taken)
+        layout = activations.RowLayout(x.width, linear.block_of(weight.form))
+        arguments: dict[str, int | Dynamic] = {
+            "x": x.address,
+            "bias": self.bias(op),
+            "out": out.address,
+            "rows": self.row_count(out),
+            "width": x.width,
+            "tiles": -(-out.width // TILE),
+            "x_stride": x.stride,
+            "out_stride": out.stride,
+            "padded": layout.padded,
+            "row_scales": layout.scales,
+            "row_sums": layout.sums,
+            "x_private": x.private,
+        }
+        kernel = linear.linear_kernel(weight.form)
+        self.call(kernel, arguments | self.weight_arguments(weight))
+
+    def matrix_linear(self, op: Linear, weight: StoredTensor) -> None:
+        """Many rows at once, in bfloat16."""
+        x = self.shared(op.x, "bfloat16", self.bfloat16)
+        out = self.place(op.out, "sliced")
+        arguments: dict[str, int | Dynamic] = {
+            "x": x.address,
+            "bias": self.bias(op),
+            "out": out.address,
+            "panel": self.memory.address("panel", gemm.PANEL_BYTES * self.threads),
+            "rows": Dynamic("rows"),
+            "width": x.width,
+            "tiles": -(-out.width // TILE),
+            "x_stride": x.stride,
+            "out_stride": out.stride,
+            "panel_stride": gemm.PANEL_BYTES,
+        }
+        kernel = gemm.gemm_kernel(weight.form)
+        self.call(kernel, arguments | self.weight_arguments(weight))
+
+    def bfloat16(self, name: str) -> Place:
+        x = self.read(name)
+        # a stride of whole lines that is no power of two: tiles read 16 rows at a time
+        stride = -(-x.width // 32) * 64 + 64
+        key = f"{_without_layer(name)}/bfloat16/{x.width}/{self.max_rows}"
+        address = self.memory.address(key, stride * self.max_rows)
+        out = Place(address, x.width, stride, spread="split")
+        self.call(gemm.bfloat16_kernel(), self.row_arguments(x, out))
+        return out
+
+    def quantize(self, name: str, block: int) -> Place:
+        """The value as quantized rows, made once for all that read it."""
+        return self.shared(name, f"b{block}", lambda name: self.quantize_anew(name, block))
+
+    def shared(self, name: str, kind: str, make: Callable[[str], Place]) -> Place:
+        """A value in another form, made once for all that read it, and whole or private."""
+        if (name, kind) not in self.converted:
+            self.converted[name, kind] = make(name)
+        place = self.converted[name, kind]
+        if place.spread not in ("whole", "private"):
+            self.barrier()
+        return place
+
+    def quantize_anew(self, name: str, block: int) -> Place:
+        x = self.read(name)
+        layout = activations.RowLayout(x.width, block)
+        spread = self.row_spread()
+        copies = self.threads if self.private else 1
+        key = f"{_without_layer(name)}/quantized{block}/{x.width}/{self.max_rows}"
+        size = layout.byte_count * self.max_rows
+        address = self.memory.address(key, size * copies + TILE)
+        private = size if self.private else 0
+        out = Place(address, x.width, layout.byte_count, private, spread, x.taken)
+        extra = {
+            "padded": layout.padded,
+            "scales": layout.scales,
+            "sums": layout.sums,
+            "one_scale": int(x.one_scale),
+        }
+        self.call(activations.quantize_kernel(block), self.row_arguments(x, out) | extra)
+        return out
+
+    def attention(self, op: Attention) -> None:
+        query, key, value = (self.read(name) for name in op.inputs())
+        out = self.place(op.out, "split")
+        cache = self.graph.caches[op.cache]
+        padded = attention.padded_dim(cache.head_dim)
+        scratch = attention.scratch_bytes(cache.head_dim)
+        arguments: dict[str, int | Dynamic] = {
+            "query": query.address,
+            "key": key.address,
+            "value": value.address,
+            "keys": Dynamic(f"keys/{op.cache}"),
+            "values": Dynamic(f"values/{op.cache}"),
+            "out": out.address,
+            "rows": Dynamic("rows"),
+            "position": Dynamic("position"),
+            "heads": query.width // cache.head_dim,
+            "kv_heads": cache.kv_heads,
+            "head_dim": cache.head_dim,
+            "capacity": Dynamic("capacity"),
+            "window": op.window or 0,
+            "query_stride": query.stride,
+            "key_stride": key.stride,
+            "value_stride": value.stride,
+            "out_stride": out.stride,
+            "query_private": query.private,
+            "key_private": key.private,
+            "value_private": value.private,
+            "scale": float_slot(op.scale),
+            "softcap": float_slot(op.softcap or 0.0),
+            "padded_dim": padded,
+            "scratch": self.memory.address(f"scratch/{padded}", scratch * self.threads),
+            "scratch_stride": scratch,
+        }
+        self.call(attention.attention_kernel(self.cache_format), arguments)
+
+    def gate(self, op: Gate) -> None:
+        self.elementwise(elementwise.gate_kernel(op.function), op.out, op.gate, op.up)
+
+    def add(self, op: Add) -> None:
+        self.elementwise(elementwise.add_kernel(), op.out, op.a, op.b)
+
+    def softcap(self, op: Softcap) -> None:
+        self.elementwise(elementwise.softcap_kernel(), op.out, op.x, op.x, float_slot(op.cap))
+
+    def elementwise(self, kernel: Kernel, name: str, a: str, b: str, number: int = 0) -> None:
+        left, right = self.read(a, "sliced"), self.read(b, "sliced")
+        out = self.place(name, "sliced", taken=left.taken)
+        arguments: dict[str, int | Dynamic] = {
+            "a": left.address,
+            "b": right.address,
+            "out": out.address,
+            "rows": self.row_count(out),
+            "tiles": -(-out.width // TILE),
+            "a_stride": left.stride,
+            "b_stride": right.stride,
+            "out_stride": out.stride,
+            "number": number,
+            "a_private": left.private,
+            "b_private": right.private,
+        }
+        self.call(kernel, arguments)
+
+    def take(self, op: Take) -> None:
+        """No work: the head reads the last rows where they are."""
+        self.barrier()
+        x = self.places[op.x]
+        assert isinstance(x.address, int)
+        self.places[op.out] = replace(
+            x, address=Dynamic("skipped_rows", x.address, x.stride), taken=True
+        )
+
+    # Weights.
+
+    def weight_arguments(self, tensor: StoredTensor) -> dict[str, int | Dynamic]:
+        parts = tensor.parts
+        codes = next(parts[name] for name in ("planes", "codes", "values") if name in parts)
+        return {
+            "codes": codes.ctypes.data,
+            "scales": parts["scales"].ctypes.data if "scales" in parts else 0,
+            "zeros": parts["zeros"].ctypes.data if "zeros" in parts else 0,
+        }
+
+    def vector(self, name: str) -> int:
+        return self.memory.copy(name, self.tensors[name].parts["values"])
+
+    def bias(self, op: Linear) -> int:
+        """The bias, or zeros where there is none."""
+        if op.bias is not None:
+            return self.vector(op.bias)
+        width = -(-self.widths[op.out] // TILE) * TILE
+        return self.memory.copy(f"zeros/{width}", np.zeros(width, np.float32))
+
+
+_LOWER: dict[type[Op], Callable[..., None]] = {
+    Embed: Lowering.embed,
+    Norm: Lowering.norm,
+    Rope: Lowering.rope,
+    Int8: Lowering.int8,
+    Linear: Lowering.linear,
+    Attention: Lowering.attention,
+    Gate: Lowering.gate,
+    Add: Lowering.add,
+    Softcap: Lowering.softcap,
+    Take: Lowering.take,
+}
+
+
+def _without_layer(name: str) -> str:
+    """The value's name in any layer: layers.3.q -> q."""
+    return name.split(".", 2)[2] if name.startswith("layers.") else name

@@ -1,0 +1,152 @@
+"""A bundle's graph as native code: tables of kernel calls, and what changes from step to step."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu.kernels.step import MEETING_BYTES
+from cpu.lowering import PRIVATE_ROWS, Lowered, Lowering, Memory
+from cpu.native import Native
+from cpu.threads import Team
+from edge.bundle import Bundle
+from edge.graph import Rope
+from edge.kvcache import KVCache
+from edge.target import Target
+
+# Rows that are better off with integer dot products than on a matrix unit.
+FEW_ROWS = 16
+
+# The longest chunk: enough rows to use each weight often, few enough for the caches.
+MAX_ROWS = 256
+
+
+class Table:
+    """The calls of a step in memory, as `kernels.step` walks them, and their changing slots."""
+
+    def __init__(self, lowered: Lowered, native: Native) -> None:
+        counts = [len(call.kernel.slots) for call in lowered.calls]
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        self.arguments = np.zeros(starts[-1], np.int64)
+        self.rows = np.zeros((len(lowered.calls), 3), np.int64)
+        for index, call in enumerate(lowered.calls):
+            values = [call.arguments[slot] for slot in call.kernel.slots]
+            self.arguments[starts[index] : starts[index + 1]] = values
+            self.rows[index, 0] = native.address(call.kernel.name)
+            self.rows[index, 1] = self.arguments.ctypes.data + 8 * starts[index]
+            self.rows[index, 2] = call.barrier
+        self.body = lowered.body
+        self._slots: dict[str, tuple[list[int], list[int], list[int]]] = {}
+        for index, slot, dynamic in lowered.dynamic:
+            place = int(starts[index]) + lowered.calls[index].kernel.slots.index(slot)
+            lists = self._slots.setdefault(dynamic.name, ([], [], []))
+            for values, value in zip(lists, (place, dynamic.base, dynamic.stride), strict=True):
+                values.append(value)
+        self._indices = {
+            name: tuple(np.array(values, np.int64) for values in lists)
+            for name, lists in self._slots.items()
+        }
+
+    def set(self, values: Mapping[str, int]) -> None:
+        """Set the slots of changing values by name; names that no call reads are let go."""
+        for name, value in values.items():
+            if name in self._indices:
+                places, bases, strides = self._indices[name]
+                self.arguments[places] = bases + strides * value
+
+
+class CpuProgram:
+    """A program on the CPU. See `edge.backend.Program`."""
+
+    def __init__(self, bundle: Bundle, target: Target, native: Native, threads: int) -> None:
+        self.target = target
+        self.chunks = (1, PRIVATE_ROWS, 16, 64, MAX_ROWS)
+        self.team = Team(threads)
+        self._bundle = bundle
+        self._native = native
+        self._memory = Memory()
+        self._tables: dict[tuple[int, str], tuple[Table, Lowering]] = {}
+        self._angles: dict[str, NDArray[np.float32]] = {}
+        self._meeting = np.zeros(MEETING_BYTES // 8, np.int64)
+
+    def run(
+        self, tokens: NDArray[np.int32], count: int, cache: KVCache, logit_rows: int
+    ) -> NDArray[np.float32]:
+        """Run the valid tokens; padding is not computed. See `edge.backend.Program.run`."""
+        max_rows = next(size for size in (PRIVATE_ROWS, FEW_ROWS, MAX_ROWS) if count <= size)
+        table, lowering = self._table(max_rows, cache.form)
+        self._write(lowering.memory.address(f"tokens/{max_rows}", 4 * max_rows), tokens[:count])
+        table.set(self._cache_values(cache))
+        table.set(
+            {
+                "rows": count,
+                "position": cache.length,
+                "logit_rows": logit_rows,
+                "skipped_rows": count - logit_rows,
+            }
+        )
+        self._step(table, len(table.rows) if logit_rows else table.body)
+        cache.advance(count)
+        return self._logits(lowering, logit_rows)
+
+    def _step(self, table: Table, calls: int) -> None:
+        rows, meeting = table.rows.ctypes.data, self._meeting.ctypes.data
+
+        def work(index: int, count: int) -> None:
+            self._native.step(rows, calls, meeting, index, count)
+
+        self.team.run(work)
+
+    def _table(self, max_rows: int, cache_format: str) -> tuple[Table, Lowering]:
+        key = max_rows, cache_format
+        if key not in self._tables:
+            lowering = Lowering(
+                self._bundle,
+                self._memory,
+                self.team.count,
+                max_rows,
+                cache_format,
+                matrix_unit=self._native.matrix_unit and max_rows == MAX_ROWS,
+            )
+            self._tables[key] = Table(lowering.run(), self._native), lowering
+        return self._tables[key]
+
+    def _cache_values(self, cache: KVCache) -> dict[str, int]:
+        values = {"capacity": cache.capacity}
+        for index, (keys, stored) in enumerate(zip(cache.keys, cache.values, strict=True)):
+            values[f"keys/{index}"] = keys.ctypes.data
+            values[f"values/{index}"] = stored.ctypes.data
+        return values | self._angle_values(cache.capacity)
+
+    def _angle_values(self, positions: int) -> dict[str, int]:
+        """Tables of cosines and sines for at least this many positions, grown as needed."""
+        values = {}
+        for op in self._bundle.graph.ops():
+            if isinstance(op, Rope):
+                key = f"{op.frequencies}/{op.scale}"
+                for name, function in (("cos", np.cos), ("sin", np.sin)):
+                    held = self._angles.get(f"{name}/{key}")
+                    if held is None or len(held) < positions:
+                        held = function(self._turns(op, positions)) * np.float32(op.scale)
+                        self._angles[f"{name}/{key}"] = held
+                    values[f"{name}/{key}"] = held.ctypes.data
+        return values
+
+    def _turns(self, op: Rope, positions: int) -> NDArray[np.float32]:
+        frequencies = self._bundle.tensor(op.frequencies).parts["values"]
+        angles: NDArray[np.float32] = np.arange(positions, dtype=np.float32)[:, None] * frequencies
+        return angles
+
+    def _write(self, address: int, values: NDArray[np.int32]) -> None:
+        ctypes.memmove(address, np.ascontiguousarray(values).ctypes.data, values.nbytes)
+
+    def _logits(self, lowering: Lowering, count: int) -> NDArray[np.float32]:
+        place = lowering.places[self._bundle.graph.last.out]
+        assert isinstance(place.address, int)
+        size = count * place.stride // 4
+        values = np.ctypeslib.as_array((ctypes.c_float * size).from_address(place.address))
+        rows: NDArray[np.float32] = values.reshape(count, place.stride // 4)
+        return rows[:, : place.width].copy()

@@ -1,0 +1,169 @@
+"""Whole models on the CPU against the reference: every piece of math, every format, any threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import edge
+from converter.convert import convert
+from converter.synth import synthesize
+from cpu.backend import BACKEND
+from edge.errors import UnknownTarget, UsageError
+from edge.generate import prefill
+from edge.model import Model
+from edge.target import Target, this_machine
+from tests.checkpoints import make_checkpoint
+from tests.golden.variants import VARIANTS, token_ids
+
+Logits = NDArray[np.float32]
+
+TARGETS = [str(target) for target in BACKEND.targets(this_machine())]
+BEST = TARGETS[0] if TARGETS else ""
+
+pytestmark = pytest.mark.skipif(not TARGETS, reason="no code generator for this machine")
+
+# Relative to the largest logit. Few rows take activations as 16-bit integers; many rows on a
+# matrix unit take both sides as bfloat16.
+FLOAT = 2e-5
+FEW_ROWS = 3e-3
+MATRIX = 6e-2
+
+FORMATS = [
+    "w2g32", "w2g64a", "w3g64", "w3g32a", "w4g32", "w4g64a", "w4g128", "w4gc", "w8gc", "w8g64",
+    "w8g32a", "ternary", "ternaryg64", "f16", "f32",
+]  # fmt: skip
+
+
+def distance(ours: Logits, theirs: Logits) -> float:
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def one_by_one(model: Model, ids: NDArray[np.integer]) -> Logits:
+    cache = model.session().cache
+    return np.concatenate([prefill(model.program, cache, [int(i)]) for i in ids])
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny model in a format; widths are no multiples of anything."""
+    folder = tmp_path_factory.mktemp("formats")
+    source = make_checkpoint(
+        folder / "source", hidden_size=72, intermediate_size=172, head_dim=20,
+        max_position_embeddings=400,
+    )  # fmt: skip
+
+    def make(form: str) -> Path:
+        out = folder / f"{form}.lutra"
+        if not out.exists():
+            convert(source, out, weights=form, head=form)
+        return out
+
+    return make
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_model_in_float_and_four_bits(name: str, tmp_path: Path) -> None:
+    variant = VARIANTS[name]
+    synthesize(variant.config, tmp_path / "source", seed=variant.seed, dtype="f32")
+    for form, bound in (("f32", FLOAT), ("w4g32", FEW_ROWS)):
+        out = tmp_path / form
+        convert(tmp_path / "source", out, weights=form, head=form, context=variant.context)
+        expected = edge.load(out, target="ref").logits(token_ids())
+        model = edge.load(out, target=BEST)
+        assert distance(one_by_one(model, token_ids()), expected) < bound
+        many = model.logits(token_ids())
+        assert distance(many, expected) < (FLOAT if form == "f32" else MATRIX)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_format_on_every_target(
+    form: str, target: str, bundle: Callable[[str], Path]
+) -> None:
+    ids = np.random.default_rng(0).integers(0, 300, 40)
+    expected = edge.load(bundle(form), target="ref").logits(ids)
+    model = edge.load(bundle(form), target=target)
+    bound = FLOAT if form.startswith("f") else FEW_ROWS
+    assert distance(one_by_one(model, ids), expected) < bound
+    cache = model.session().cache
+    few = np.concatenate(
+        [prefill(model.program, cache, ids[i : i + 9], all_logits=True) for i in range(0, 40, 9)]
+    )
+    assert distance(few, expected) < bound
+    assert distance(model.logits(ids), expected) < (bound if form.startswith("f") else MATRIX)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 15, 16, 17, 31, 32, 33, 255, 256, 257, 400])
+def test_prompts_of_any_length(count: int, bundle: Callable[[str], Path]) -> None:
+    ids = np.random.default_rng(count).integers(0, 300, count)
+    expected = edge.load(bundle("w4g32"), target="ref").logits(ids)
+    model = edge.load(bundle("w4g32"), target=BEST)
+    assert distance(model.logits(ids), expected) < MATRIX
+    last = prefill(model.program, model.session().cache, ids)
+    assert distance(last, expected[-1:]) < MATRIX
+
+
+@pytest.mark.parametrize("threads", range(1, len(os.sched_getaffinity(0)) + 1))
+def test_any_number_of_threads_gives_the_same(threads: int, bundle: Callable[[str], Path]) -> None:
+    ids = np.random.default_rng(1).integers(0, 300, 50)
+    alone = edge.load(bundle("w4g32"), target=BEST, threads=1)
+    team = edge.load(bundle("w4g32"), target=BEST, threads=threads)
+    assert np.array_equal(alone.logits(ids), team.logits(ids))
+    assert np.array_equal(one_by_one(alone, ids), one_by_one(team, ids))
+
+
+def test_sessions_and_a_half_precision_cache(bundle: Callable[[str], Path]) -> None:
+    ids = np.random.default_rng(2).integers(0, 300, 300)
+    expected = edge.load(bundle("f32"), target="ref", cache_format="f16").logits(ids)
+    model = edge.load(bundle("f32"), target=BEST, cache_format="f16")
+    assert distance(model.logits(ids), expected) < 1e-3
+    session = model.session()
+    for _ in range(2):  # the second time from what the session holds
+        greedy = edge.Sampling.greedy()
+        drawn = model.stream(list(ids[:20]), max_tokens=5, sampling=greedy, session=session)
+        tokens = [record.token for record in drawn]
+    fresh = model.stream(list(ids[:20]), max_tokens=5, sampling=greedy)
+    assert tokens == [record.token for record in fresh]
+
+
+def test_predictions_of_a_trained_model_stay_those_of_the_reference(
+    stories: Path, tmp_path: Path
+) -> None:
+    from apps.eval import kl_divergence, log_softmax
+
+    text = "Once upon a time, there was a little girl named Lily. She loved to play outside."
+    for form in ("w8gc", "w4g32", "w3g32", "w2g64", "ternary"):
+        convert(stories, tmp_path / form, weights=form, head=form)
+        reference = edge.load(tmp_path / form, target="ref")
+        ids = np.array(reference.encode(text))
+        model = edge.load(tmp_path / form, target=BEST)
+        expected = log_softmax(reference.logits(ids))
+        assert kl_divergence(expected, log_softmax(one_by_one(model, ids))).mean() < 1e-5
+        assert kl_divergence(expected, log_softmax(model.logits(ids))).mean() < 2e-3
+
+
+def test_wrong_threads_and_foreign_targets_are_refused(bundle: Callable[[str], Path]) -> None:
+    for count in (0, -1, 10_000):
+        with pytest.raises(UsageError, match=f"{count} threads, this process may use"):
+            edge.load(bundle("f32"), target=BEST, threads=count)
+    foreign = "cpu:aarch64" if Target.parse(BEST).arch == "x86_64" else "cpu:x86_64,avx2"
+    with pytest.raises(UnknownTarget, match="this machine is"):
+        edge.load(bundle("f32"), target=foreign)
+
+
+def test_a_second_step_while_one_runs_is_refused() -> None:
+    from cpu.threads import Team
+
+    team = Team(1)
+
+    def nested(index: int, count: int) -> None:
+        with pytest.raises(UsageError, match="a step is running already"):
+            team.run(lambda index, count: None)
+
+    team.run(nested)
