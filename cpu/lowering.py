@@ -324,24 +324,20 @@ class Lowering:
             "x": x.address,
             "bias": self.bias(op),
             "out": out.address,
-            "panel": self.memory.address("panel", gemm.PANEL_BYTES * self.threads),
+            "panels": self.memory.address("panels", gemm.PANELS_BYTES * self.threads),
             "rows": Dynamic("rows"),
             "width": x.width,
             "tiles": -(-out.width // TILE),
-            "x_stride": x.stride,
             "out_stride": out.stride,
-            "panel_stride": gemm.PANEL_BYTES,
         }
         kernel = gemm.gemm_kernel(weight.form)
         self.call(kernel, arguments | self.weight_arguments(weight))
 
     def bfloat16(self, name: str) -> Place:
         x = self.read(name)
-        # a stride of whole lines that is no power of two: tiles read 16 rows at a time
-        stride = -(-x.width // 32) * 64 + 64
         key = f"{_without_layer(name)}/bfloat16/{x.width}/{self.max_rows}"
-        address = self.memory.address(key, stride * self.max_rows)
-        out = Place(address, x.width, stride, spread="split")
+        address = self.memory.address(key, gemm.rows_bytes(self.max_rows, x.width))
+        out = Place(address, x.width, stride=0, spread="split")
         self.call(gemm.bfloat16_kernel(), self.row_arguments(x, out))
         return out
 

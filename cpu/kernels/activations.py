@@ -25,6 +25,9 @@ TERMS = 2
 # The largest value: 127 in the high byte.
 PEAK = 127 * 256
 
+# Blocks that stay below it are zeros: the inverse of their scale would be infinite.
+LEAST = 1e-30
+
 
 @dataclass(frozen=True)
 class RowLayout:
@@ -94,7 +97,7 @@ def _quantize_block(
     count = minimum(a.integer("width") - start, code.constant(I64, block))
     order = code.constant(I32.of(lanes), list(range(lanes)))
     code.store(peak * (1 / PEAK), out, a.integer("scales") + index * 4)
-    inverse = (peak > 0.0).select(code.constant(F32, PEAK) / peak, 0.0).broadcast(lanes)
+    inverse = (peak > LEAST).select(code.constant(F32, PEAK) / peak, 0.0).broadcast(lanes)
     sums = code.variable(code.constant(I32.of(lanes), 0))
     with code.loop(0, count, lanes) as i:
         inside = order < (count - i).to(I32).broadcast(lanes)
@@ -124,8 +127,7 @@ def quantize_rows(
     blocks = -(-width // block)
     padded = np.pad(x, ((0, 0), (0, blocks * block - width))).reshape(rows, blocks, block)
     largest = np.abs(padded).max(axis=2)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(largest > 0, np.float32(PEAK) / largest, np.float32(0))
+    inverse = np.where(largest > LEAST, PEAK / np.maximum(largest, LEAST), 0).astype(np.float32)
     values = np.rint(padded * inverse[:, :, None].astype(np.float32)).astype(np.int16)
     scales = largest * np.float32(1 / PEAK)
     return values.reshape(rows, -1)[:, :width], scales

@@ -8,10 +8,11 @@ caches while all rows are multiplied with it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.codegen.isa import Tiles
 from cpu.codegen.language import BF16, F16, F32, I8, I32, I64, Code, Value
 from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
 from cpu.kernels.rows import own_rows
@@ -20,30 +21,55 @@ from edge.planes import QUAD, STEP, TILE
 
 Floats = NDArray[np.float32]
 
-# Inputs of a panel: 32 outputs of it are 32 KB, which stay in the first-level cache.
-PANEL = 512
-PANEL_BYTES = PANEL * TILE * 2
+# Inputs of a panel: 32 outputs of it are 16 KB, which stay in the first-level cache.
+PANEL = 256
+_PANEL_BYTES = PANEL * TILE * 2
+
+# A thread has two: one is filled while the other is multiplied.
+PANELS_BYTES = 2 * _PANEL_BYTES
+
+# Tiles of outputs that are worked on together, so that the rows of a panel's inputs are read from
+# the second-level cache and their sums stay there: 4 tiles of 256 rows are 256 KB.
+_TOGETHER = 4
 
 # Outputs and inputs that one tile instruction takes.
 _SIDE, _DEPTH = 16, 32
+_TILE_BYTES = 2 * _SIDE * _DEPTH
 
 SLOTS = (
-    *("x", "codes", "scales", "zeros", "bias", "out", "panel"),
-    *("rows", "width", "tiles", "x_stride", "out_stride", "panel_stride"),
+    *("x", "codes", "scales", "zeros", "bias", "out", "panels"),
+    *("rows", "width", "tiles", "out_stride"),
 )
 
 
+def padded_width(width: int) -> int:
+    """Inputs as a whole number of tile depths."""
+    return -(-width // _DEPTH) * _DEPTH
+
+
+def rows_bytes(rows: int, width: int) -> int:
+    """Bytes of rows in bfloat16, as tiles."""
+    return -(-rows // _SIDE) * _SIDE * padded_width(width) * 2
+
+
 def bfloat16_kernel() -> Kernel:
-    """x float32 [rows, width] -> bfloat16, with zeros up to a whole number of tile depths."""
+    """x float32 [rows, width] -> bfloat16 in tiles, [rows / 16, inputs / 32, 16, 32].
+
+    A tile is 1 KB on end, so that reading tiles along a row is reading memory in order. Inputs are
+    filled with zeros up to a whole tile.
+    """
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         width = a.integer("width")
         order = code.constant(I32.of(_SIDE), list(range(_SIDE)))
         padded = (width + (_DEPTH - 1)) // _DEPTH * _DEPTH
-        with own_rows(code, a, thread) as (_, x, out), code.loop(0, padded, _SIDE) as i:
-            values = code.load(F32.of(_SIDE), x, i * 4)
-            inside = order < (width - i).to(I32).broadcast(_SIDE)
-            code.store(_rounded(inside.select(values, 0.0)), out, i * 2)
+        with own_rows(code, a, thread) as (row, x, out):
+            line = row // _SIDE * padded * (2 * _SIDE) + row % _SIDE * (2 * _DEPTH)
+            with code.loop(0, padded, _SIDE) as i:
+                values = code.load(F32.of(_SIDE), x, i * 4)
+                inside = order < (width - i).to(I32).broadcast(_SIDE)
+                place = line + i // _DEPTH * _TILE_BYTES + i % _DEPTH * 2
+                code.store(_rounded(inside.select(values, 0.0)), out, place)
 
     slots = ("x", "out", "rows", "width", "x_stride", "out_stride", "private", "x_private")
     return Kernel("bfloat16", slots, body)
@@ -61,14 +87,12 @@ def gemm_kernel(form: Format) -> Kernel:
         tiles = code.isa.tiles
         assert tiles is not None
         first, last = thread.share(a.integer("tiles"))
-        panel = code.offset(a.pointer("panel"), thread.index * a.integer("panel_stride"))
         tiles.configure(code)
-        with code.loop(first, last) as tile:
-            _start(code, a, tile)
-            with code.loop(0, a.integer("width"), PANEL) as begin:
-                end = minimum(begin + PANEL, a.integer("width"))
-                _Panel(code, a, form, tile, panel).fill(begin, end)
-                _multiply(code, a, tiles, (tile, panel), begin, end)
+        with code.loop(first, last, _TOGETHER) as base:
+            count = minimum(last - base, code.constant(I64, _TOGETHER))
+            with code.loop(0, count) as index:
+                _start(code, a, base + index)
+            _Together(code, a, form, thread, base, count).run()
         tiles.release(code)
 
     return Kernel(f"gemm_{form}", SLOTS, body)
@@ -81,63 +105,125 @@ def _start(code: Code, a: Arguments, tile: Value) -> None:
         code.store(bias, a.pointer("out"), row * a.integer("out_stride") + tile * (4 * TILE))
 
 
-def _multiply(
-    code: Code, a: Arguments, tiles: Tiles, place: tuple[Value, Value], begin: Value, end: Value
+class _Together:
+    """Writes the code for some tiles of outputs: panel after panel of inputs, tile after tile.
+
+    The vector unit fills the next panel, a piece at each step, while the matrix unit multiplies
+    this one.
+    """
+
+    def __init__(
+        self, code: Code, a: Arguments, form: Format, thread: Thread, base: Value, count: Value
+    ) -> None:
+        self.code, self.a, self.form, self.base, self.count = code, a, form, base, count
+        panels = (a.integer("width") + (PANEL - 1)) // PANEL
+        self.turns = count * panels
+        self.memory = code.offset(a.pointer("panels"), thread.index * PANELS_BYTES)
+
+    def run(self) -> None:
+        code = self.code
+        first = self.panel(code.constant(I64, 0))
+        with code.loop(0, first.pieces) as piece:
+            first.fill(piece)
+        with code.loop(0, self.turns) as turn:
+            self.multiply(turn)
+
+    def panel(self, turn: Value) -> _Panel:
+        """The panel of a turn, in one of the two places."""
+        place = self.code.offset(self.memory, turn % 2 * _PANEL_BYTES)
+        tile = self.base + turn % self.count
+        return _Panel(self.code, self.a, self.form, tile, turn // self.count * PANEL, place)
+
+    def multiply(self, turn: Value) -> None:
+        """Add a panel's part to all rows: blocks of 32 rows by 32 outputs, four tiles of sums."""
+        code, a, panel = self.code, self.a, self.panel(turn)
+        out_stride = a.integer("out_stride")
+        depth = (panel.end - panel.begin + (_DEPTH - 1)) // _DEPTH
+        blocks = (a.integer("rows") + (2 * _SIDE - 1)) // (2 * _SIDE)
+        following = self.panel(turn + 1)
+        left = (turn + 1 < self.turns).select(following.pieces, 0)
+        steps = depth * blocks * (TILE // (2 * _SIDE))
+        each = (left + (steps - 1)) // steps
+        filled = code.variable(code.constant(I64, 0))
+
+        def step() -> None:
+            stop = minimum(filled.get() + each, left)
+            with code.loop(filled.get(), stop) as piece:
+                following.fill(piece)
+            filled.set(stop)
+
+        with code.loop(0, TILE, 2 * _SIDE) as column, code.loop(0, blocks) as block:
+            row = block * (2 * _SIDE)
+            out = code.offset(a.pointer("out"), row * out_stride + (panel.tile * TILE + column) * 4)
+            _multiply_block(code, a, panel, (row, column), out, depth, step)
+
+
+def _multiply_block(
+    code: Code,
+    a: Arguments,
+    panel: _Panel,
+    place: tuple[Value, Value],
+    out: Value,
+    depth: Value,
+    step: Callable[[], None],
 ) -> None:
-    """Add the panel's part to all rows: blocks of 32 rows by 32 outputs, four tiles of sums."""
-    tile, panel = place
-    x_stride, out_stride = a.integer("x_stride"), a.integer("out_stride")
-    panel_stride = code.constant(I64, TILE * 4)
-    with code.loop(0, TILE, 2 * _SIDE) as column, code.loop(0, a.integer("rows"), 2 * _SIDE) as row:
-        out = code.offset(a.pointer("out"), row * out_stride + (tile * TILE + column) * 4)
-        corners = [
-            code.offset(out, out_stride * (_SIDE * i) + 4 * _SIDE * j)
-            for i in range(2)
-            for j in range(2)
-        ]
-        for index, corner in enumerate(corners):
-            tiles.load(code, index, corner, out_stride)
-        x = code.offset(a.pointer("x"), row * x_stride)
-        with code.loop(begin, end, _DEPTH) as k:
-            for i in range(2):
-                tiles.load(code, 4 + i, code.offset(x, x_stride * (_SIDE * i) + k * 2), x_stride)
-            pairs = code.offset(panel, (k - begin) * (2 * TILE) + column * 4)
+    """32 rows by 32 outputs at (row, column); `step` is other work to do beside."""
+    tiles, (row, column) = code.isa.tiles, place
+    assert tiles is not None
+    line, out_stride = code.constant(I64, 2 * _DEPTH), a.integer("out_stride")
+    row_bytes = (a.integer("width") + (_DEPTH - 1)) // _DEPTH * _TILE_BYTES
+    corners = [
+        code.offset(out, out_stride * (_SIDE * i) + 4 * _SIDE * j)
+        for i in range(2)
+        for j in range(2)
+    ]
+    for index, corner in enumerate(corners):
+        tiles.load(code, index, corner, out_stride)
+    x = code.offset(a.pointer("x"), row // _SIDE * row_bytes + panel.begin * (2 * _SIDE))
+    weights = code.offset(panel.memory, column * (2 * PANEL))
+    with code.loop(0, depth * _TILE_BYTES, _TILE_BYTES) as k:
+        for i in range(2):
+            tiles.load(code, 4 + i, code.offset(x, row_bytes * i + k), line)
+            tiles.load(code, 6 + i, code.offset(weights, k + 2 * PANEL * _SIDE * i), line)
+        for i in range(2):
             for j in range(2):
-                tiles.load(code, 6 + j, code.offset(pairs, 4 * _SIDE * j), panel_stride)
-            for i in range(2):
-                for j in range(2):
-                    tiles.dot(code, 2 * i + j, 4 + i, 6 + j)
-        for index, corner in enumerate(corners):
-            tiles.store(code, index, corner, out_stride)
+                tiles.dot(code, 2 * i + j, 4 + i, 6 + j)
+        step()
+    for index, corner in enumerate(corners):
+        tiles.store(code, index, corner, out_stride)
 
 
 class _Panel:
     """Writes the code that makes a panel: weights of 64 outputs as pairs of bfloat16.
 
-    The panel is [inputs / 2, 64, 2]; inputs past the width are given zeros by x.
+    The panel is [outputs / 16, inputs / 2, 16, 2], so that a tile of it is 1 KB on end. What it
+    holds past the width is multiplied by zeros of x, and must be finite.
     """
 
-    def __init__(self, code: Code, a: Arguments, form: Format, tile: Value, panel: Value) -> None:
-        self.code, self.a, self.form, self.tile, self.panel = code, a, form, tile, panel
+    def __init__(
+        self, code: Code, a: Arguments, form: Format, tile: Value, begin: Value, memory: Value
+    ) -> None:
+        self.code, self.a, self.form, self.tile, self.memory = code, a, form, tile, memory
         width = a.integer("width")
+        self.begin, self.end = begin, minimum(begin + PANEL, width)
         self.steps = (width + (STEP - 1)) // STEP
         self.groups = code.constant(I64, 1)
         if form.granularity == "group":
             self.groups = (width + (form.group - 1)) // form.group
+        self.pieces = (self.end - begin + (STEP - 1)) // STEP * (TILE // _SIDE)
 
-    def fill(self, begin: Value, end: Value) -> None:
-        """Groups of inputs, each with its own scales; blocks of 16 outputs within."""
-        code = self.code
-        size = self.form.group if self.form.granularity == "group" else PANEL
-        with code.loop(begin, end, size) as start, code.loop(0, TILE, _SIDE) as column:
-            stop = minimum(start + size, end)
-            group = start // size if self.form.granularity == "group" else code.constant(I64, 0)
-            scale, shift = self.scale_and_shift(group, column)
-            # whole tile depths: what is past the end of the codes is multiplied by zeros
-            with code.loop(start // STEP, (stop + (STEP - 1)) // STEP) as step:
-                for half, words in enumerate(self.words(step, column)):
-                    pairs = step * (STEP // 2) + half * 2 - begin // 2
-                    self.store(words, scale, shift, pairs * (4 * TILE) + column * 4)
+    def fill(self, piece: Value) -> None:
+        """One piece: 16 outputs by 8 inputs."""
+        code, blocks = self.code, TILE // _SIDE
+        inner, column = piece // blocks, piece % blocks * _SIDE
+        step = self.begin // STEP + inner
+        group = code.constant(I64, 0)
+        if self.form.granularity == "group":
+            group = step // (self.form.group // STEP)
+        scale, shift = self.scale_and_shift(group, column)
+        for half, words in enumerate(self.words(step, column)):
+            pairs = inner * (STEP // 2) + half * 2
+            self.store(words, scale, shift, column * (2 * PANEL) + pairs * (4 * _SIDE))
 
     def words(self, step: Value, column: Value) -> list[Value]:
         """Codes of 16 outputs by 8 inputs: two vectors of words of 4 codes."""
@@ -166,8 +252,8 @@ class _Panel:
         code = self.code
         values = [((words >> (8 * i)) & 255).to(F32).fma(scale, shift) for i in range(4)]
         for row in range(2):
-            code.store(_paired(values[2 * row], values[2 * row + 1]), self.panel,
-                       place + row * (4 * TILE))  # fmt: skip
+            code.store(_paired(values[2 * row], values[2 * row + 1]), self.memory,
+                       place + row * (4 * _SIDE))  # fmt: skip
 
     def scale_and_shift(self, group: Value, column: Value) -> tuple[Value, Value]:
         """Scales of 16 outputs, and minus zero times scale."""

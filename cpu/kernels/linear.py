@@ -90,8 +90,9 @@ class _Tile:
         self.steps = (width + (STEP - 1)) // STEP
         self.blocks = (width + (shape.block - 1)) // shape.block
         self.x = code.offset(a.pointer("x"), a.integer("x_private") * thread.index)
-        quads = (width + 3) // 4
-        tile_bytes = quads * (4 * TILE) if self.form.bits == 8 else self.steps * shape.step_bytes
+        self.quads = (width + (QUAD - 1)) // QUAD
+        by_quads, by_steps = self.quads * (QUAD * TILE), self.steps * shape.step_bytes
+        tile_bytes = by_quads if self.form.bits == 8 else by_steps
         self.codes = code.offset(a.pointer("codes"), tile * tile_bytes)
 
     def run(self) -> None:
@@ -102,7 +103,7 @@ class _Tile:
         code, x = self.code, self.code.offset(self.x, row * self.a.integer("x_stride"))
         zero = code.constant(F32.of(code.isa.lanes), 0.0)
         sums = [[code.variable(zero) for _ in self.layout.rows] for _ in self.parts]
-        whole = self.steps // self.shape.steps
+        whole = self.a.integer("width") // self.shape.block
         with code.loop(0, whole) as block:
             self.one_block(x, block, block * self.shape.steps, None, sums)
         with code.when(whole < self.blocks):
@@ -119,7 +120,7 @@ class _Tile:
             terms = self.start(x, block)
             if last is not None:
                 with code.loop(first, last) as index:
-                    self.step(x, index, part, terms)
+                    self.step(x, index, part, terms, tail=True)
             elif len(self.parts) == 1:
                 for i in range(self.shape.steps):
                     self.step(x, first + i, part, terms)
@@ -153,11 +154,19 @@ class _Tile:
         both = code.load(I32, x, offset) + code.load(I32, x, offset + 4)
         return both.broadcast(lanes)
 
-    def step(self, x: Value, index: Value, part: int, terms: list[list[Variable]]) -> None:
-        """Dot products of 8 weights of the rows from `part` on with both terms of x."""
-        code = self.code
-        codes = (self.byte_codes if self.form.bits == 8 else self.expanded)(index, part)
-        dot = code.isa.dot_bytes if self.form.bits == 8 else code.isa.dot
+    def step(
+        self,
+        x: Value,
+        index: Value,
+        part: int,
+        terms: list[list[Variable]],
+        *,
+        tail: bool = False,
+    ) -> None:
+        """Dot products of 8 weights (fewer in a tail) of rows from `part` on with both terms."""
+        code, whole_bytes = self.code, self.form.bits == 8
+        codes = self.byte_codes(index, part, tail) if whole_bytes else self.expanded(index, part)
+        dot = code.isa.dot_bytes if whole_bytes else code.isa.dot
         taken = [
             self.activations(x, index * STEP + self.a.integer("padded") * term)
             for term in range(len(terms))
@@ -194,11 +203,15 @@ class _Tile:
         ]
         return code.isa.expand(code, planes)
 
-    def byte_codes(self, index: Value, part: int) -> Iterator[Value]:
+    def byte_codes(self, index: Value, part: int, tail: bool) -> Iterator[Value]:
         code, size = self.code, self.code.isa.vector_bytes
-        offset = index * self.shape.step_bytes
-        for half in range(part * QUAD, STEP * TILE, TILE * QUAD):
-            for first in range(half, half + self.layout.row_count * QUAD, size):
+        for half in range(2):
+            quad = index * 2 + half
+            if tail:
+                # the last step may be of one half; x of the other is 0, so any codes will do
+                quad = minimum(quad, self.quads - 1)
+            offset = quad * (QUAD * TILE)
+            for first in range(part * QUAD, (part + self.layout.row_count) * QUAD, size):
                 yield code.load(I8.of(size), self.codes, offset + first)
 
     def scale(
@@ -219,10 +232,10 @@ class _Tile:
             factor = (activation * (1 / self.layout.factors[slot])).broadcast(lanes)
             if rows is not None:
                 factor = factor * rows.shuffle(self.layout.rows[slot]).to(F32)
-            made = ((high.get() << 8) + low.get()).to(F32)
+            made = (high.get() << 8) + low.get()
             if self.form.asymmetric:
                 made = made - self.zero_product(x, block, part, slot)
-            total.set(made.fma(factor, total.get()))
+            total.set(made.to(F32).fma(factor, total.get()))
 
     def zero_product(self, x: Value, block: Value, part: int, slot: int) -> Value:
         """Zero times the sum of a block's x, in the lanes of an accumulator."""
@@ -231,7 +244,7 @@ class _Tile:
         kind, place = I8.of(self.layout.row_count), index * TILE + part
         zeros = code.load(kind, self.a.pointer("zeros"), place)
         picked = zeros.shuffle(self.layout.rows[slot]).to(I32, unsigned=True) - self.layout.offset
-        return (picked * self.block_sums(x, block) * self.layout.factors[slot]).to(F32)
+        return picked * self.block_sums(x, block) * self.layout.factors[slot]
 
     def finish(self, row: Value, part: int, sums: list[Value]) -> None:
         """Put the rows in order, apply scales that are the whole row's, add the bias, store."""
