@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from converter.sources.huggingface import Checkpoint, open_checkpoint
 from converter.sources.tokenizer import read_tokenizer
 from converter.watch import Silent, Watcher
 from converter.weights import Weights
+from edge.backend import Artifact, backend_for
 from edge.bundle_writer import BundleWriter
-from edge.errors import BadWeights
+from edge.errors import BadTemplate, BadWeights, MissingDependency, TruncatedSource, UsageError
 from edge.formats import Format
 from edge.manifest import (
     SCHEMA,
@@ -29,11 +32,17 @@ from edge.manifest import (
     GraphSize,
     Manifest,
     TensorRecord,
+    TokenizerRecord,
 )
+from edge.model import TRANSFORMERS_SAMPLING
 from edge.planes import TILE, dequantize, pack
+from edge.sampler import Sampling
+from edge.target import Target
+from edge.template import ChatTemplate
 from edge.version import VERSION
 
 DEFAULT_CHUNK = 256
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Job:
     model: Model
     plan: Plan
     chunk: int
+    targets: tuple[Target, ...] = ()
 
     @property
     def weights(self) -> Weights:
@@ -57,6 +67,7 @@ class Job:
             "lutra": VERSION,
             "source": self.checkpoint.fingerprint,
             "config": self.checkpoint.config,
+            "context": self.model.graph.context,  # longrope's frequencies depend on it
             "plan": [[p.tensor.name, p.tensor.shape, str(p.form)] for p in self.plan.tensors],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -69,14 +80,19 @@ def prepare(
     context: int | None = None,
     chunk: int = DEFAULT_CHUNK,
     revision: str | None = None,
+    targets: Sequence[str] = (),
 ) -> Job:
     """Open and check a checkpoint and plan its conversion, reading no weights but their headers.
 
-    Raises the errors of `converter.sources`, `converter.models` and `Weights.check`.
+    `targets` are those to compile for, in their text form. Raises UnknownTarget, and the errors of
+    `converter.sources`, `converter.models` and `Weights.check`.
     """
+    parsed = tuple(Target.parse(text) for text in targets)
+    for target in parsed:
+        backend_for(target)
     checkpoint = open_checkpoint(source, revision)
     model = build_model(checkpoint.config, context)
-    job = Job(checkpoint, model, make_plan(model.graph, formats), chunk)
+    job = Job(checkpoint, model, make_plan(model.graph, formats), chunk, parsed)
     job.weights.check()
     return job
 
@@ -92,10 +108,13 @@ def run(
     watcher = watcher or Silent()
     tensors = {p.tensor.name: (p.form, p.tensor.shape) for p in job.plan.tensors}
     tokenizer, tokenizer_json = read_tokenizer(job.checkpoint)
+    _check_template(tokenizer, watcher)
+    generation = read_generation(job.checkpoint.read_json(GENERATION))
     with BundleWriter(out, tensors, job.key, overwrite=overwrite) as writer:
         _encode_all(job, writer, watcher)
         if tokenizer_json is not None:
             writer.add_file(TOKENIZER, tokenizer_json)
+        artifacts = _compile(job, writer)
         watcher.start("checksums", job.plan.byte_count, "B")
         manifest = Manifest(
             lutra=VERSION,
@@ -103,7 +122,7 @@ def run(
             model_type=str(job.checkpoint.config["model_type"]),
             config=job.checkpoint.config,
             tokenizer=tokenizer,
-            generation=read_generation(job.checkpoint.read_json("generation_config.json")),
+            generation=generation,
             graph=job.model.graph,
             graph_sizes=(GraphSize("decode", 1, 1), GraphSize("prefill", job.chunk, 1)),
             tensors={
@@ -111,9 +130,21 @@ def run(
                 for p in job.plan.tensors
             },
             files=writer.records(watcher.advance),
+            artifacts=artifacts,
         )
         writer.finish(manifest.to_text())
     return manifest
+
+
+def _compile(job: Job, writer: BundleWriter) -> tuple[Artifact, ...]:
+    """Compile for the job's targets, into the bundle."""
+    formats = {str(p.form): p.form for p in job.plan.tensors}.values()
+    artifacts: list[Artifact] = []
+    for target in job.targets:
+        artifacts += backend_for(target).compile(formats, target, writer.partial)
+    for artifact in artifacts:
+        writer.include(artifact.path)
+    return tuple(artifacts)
 
 
 def convert(
@@ -125,31 +156,49 @@ def convert(
     embedding: str | None = None,
     context: int | None = None,
     chunk: int = DEFAULT_CHUNK,
+    targets: Sequence[str] = (),
     overwrite: bool = False,
     watcher: Watcher | None = None,
 ) -> Manifest:
     """Convert a checkpoint into a bundle: `prepare` and `run` in one, for Python callers."""
-    job = prepare(source, Formats.parse(weights, head, embedding), context=context, chunk=chunk)
+    formats = Formats.parse(weights, head, embedding)
+    job = prepare(source, formats, context=context, chunk=chunk, targets=targets)
     return run(job, Path(out), overwrite=overwrite, watcher=watcher)
 
 
 def read_generation(values: dict[str, Any]) -> GenerationDefaults:
-    """Sampling defaults of a generation_config.json that asks for sampling; else none."""
+    """Sampling defaults of a generation_config.json that asks for sampling; else none.
+
+    One that asks for it without a value has Transformers' temperature, so that it is told from
+    one that does not ask. Raises TruncatedSource for values that nothing can be drawn with.
+    """
     if not values.get("do_sample"):
         return GenerationDefaults()
+    numbers = {"temperature": TRANSFORMERS_SAMPLING.temperature} | {
+        field.name: values[field.name]
+        for field in fields(GenerationDefaults)
+        if isinstance(values.get(field.name), int | float)
+    }
+    try:
+        made: dict[str, Any] = {
+            key: int(value) if key == "top_k" else float(value) for key, value in numbers.items()
+        }
+        Sampling(**made)
+        return GenerationDefaults(**made)
+    except (UsageError, ArithmeticError, ValueError) as error:
+        raise TruncatedSource(f"{GENERATION}: {error}", "correct it, or remove the key") from error
 
-    def number(key: str) -> float | None:
-        value = values.get(key)
-        return float(value) if isinstance(value, int | float) else None
 
-    top_k = number("top_k")
-    return GenerationDefaults(
-        temperature=number("temperature"),
-        top_k=None if top_k is None else int(top_k),
-        top_p=number("top_p"),
-        min_p=number("min_p"),
-        repetition_penalty=number("repetition_penalty"),
-    )
+def _check_template(record: TokenizerRecord, watcher: Watcher) -> None:
+    """Note a chat template that does not compile; without jinja2, it shows up in use."""
+    if record.chat_template is None:
+        return
+    with suppress(MissingDependency):
+        try:
+            ChatTemplate(record.chat_template, record.special_tokens)
+        except BadTemplate as error:
+            watcher.note(f"note: {error.what}")
+            watcher.note("      lutra chat will not work with this bundle, lutra run --raw will")
 
 
 def _encode_all(job: Job, writer: BundleWriter, watcher: Watcher) -> None:
@@ -178,10 +227,15 @@ def _encode(
             restored = _encode_block(name, form, first, rows, scale, writer)
         except BadWeights as error:
             raise BadWeights(f"tensor {name}: {error.what}", error.cure) from error
-        signal += float(np.vdot(rows, rows))
-        noise += float(np.vdot(rows - restored, rows - restored))
+        signal += _power(rows)
+        noise += _power(rows - restored)
         watcher.advance(rows.size)
     return math.sqrt(noise / signal) if signal else 0.0
+
+
+def _power(values: np.ndarray[Any, Any]) -> float:
+    """Sum of squares; in float64, since float32 ends at weights of 1e19."""
+    return float(np.square(values, dtype=np.float64).sum())
 
 
 def _encode_block(

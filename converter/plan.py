@@ -27,8 +27,8 @@ class Formats:
         straight into the logits; the embedding to the head's.
         """
         chosen = Format.parse(weights)
-        top = Format.parse(head) if head else _default_head(chosen)
-        return Formats(chosen, top, Format.parse(embedding) if embedding else top)
+        top = _default_head(chosen) if head is None else Format.parse(head)
+        return Formats(chosen, top, top if embedding is None else Format.parse(embedding))
 
 
 def _default_head(weights: Format) -> Format:

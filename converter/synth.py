@@ -115,16 +115,17 @@ def synthesize(
     tensors = drawn_tensors(model)
     tokenizer = make_tokenizer(model.graph.vocabulary)
     folder = Path(out)
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError as error:
-        raise OutputExists(f"{folder} exists", "remove it, or choose another name") from error
     with disk_errors(folder, "free some space and remove the folder"):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            raise OutputExists(f"{folder} exists", "remove it, or choose another name") from error
         _write_weights(folder, tensors, seed, dtype, shard_bytes, watcher or Silent())
-    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config())
-    _write_json(folder / "generation_config.json", _TOKEN_IDS | {"do_sample": False})
-    _write_json(folder / "config.json", {**config, **_TOKEN_IDS})
+        (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+        _write_json(folder / "tokenizer_config.json", _tokenizer_config())
+        _write_json(folder / "generation_config.json", _TOKEN_IDS | {"do_sample": False})
+        _write_json(folder / "config.json.partial", {**config, **_TOKEN_IDS})
+        (folder / "config.json.partial").rename(folder / "config.json")
     return sum(tensor.count for tensor in tensors)
 
 

@@ -21,6 +21,9 @@ from edge.planes import TILE
 # 4 Mi weights a block: 16 MB in float32, and some 100 MB with everything made on the way to codes.
 BLOCK_WEIGHTS = 1 << 22
 
+# Types of weights; whole numbers are codes of a quantization that this version does not read.
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -32,7 +35,8 @@ class Weights:
     def check(self) -> None:
         """Compare names and shapes with what the config implies, before any work.
 
-        Raises MissingTensor, WrongShape, or UnsupportedMath for tensors that would be left over.
+        Raises MissingTensor, WrongShape, or UnsupportedMath for tensors that would be left over and
+        for those that are no floats.
         """
         for origin in self.model.origins.values():
             found = self.checkpoint.shape(origin.name)
@@ -41,6 +45,12 @@ class Weights:
                     f"{self.checkpoint.shard_of(origin.name)}: tensor {origin.name} is "
                     f"{list(found)}, the config implies {list(origin.shape)}",
                     "check that config.json and the weights belong together",
+                )
+            if (dtype := self.checkpoint.dtype(origin.name)) not in _FLOATS:
+                raise UnsupportedMath(
+                    f"{self.checkpoint.shard_of(origin.name)}: tensor {origin.name} is {dtype}, "
+                    f"need {' or '.join(_FLOATS)}",
+                    "it is quantized already: give the checkpoint that it was made from",
                 )
         self._refuse_leftovers()
 

@@ -7,6 +7,7 @@ protocols here; nothing in `edge` imports it before a target asks for it.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import UnknownTarget
+from edge.formats import Format
 from edge.graph import Graph
 from edge.kvcache import KVCache
 from edge.target import Machine, Target, this_machine
@@ -60,16 +62,19 @@ class Artifact:
 class Backend(Protocol):
     """What makes programs for one unit."""
 
-    def targets(self, machine: Machine) -> list[Target]:
-        """Targets that this machine could run, best first."""
+    def targets(self, machine: Machine, artifacts: Sequence[Artifact] = ()) -> list[Target]:
+        """Targets that this machine could run, best first, with a bundle's compiled files."""
         ...
 
     def refuses(self, target: Target, graph: Graph) -> str:
         """Why this backend cannot lower `graph` to `target`; empty where it can."""
         ...
 
-    def compile(self, bundle: Bundle, target: Target, folder: Path) -> list[Artifact]:
-        """Compile ahead into `folder`; an empty list where nothing is to be compiled."""
+    def compile(self, formats: Iterable[Format], target: Target, folder: Path) -> list[Artifact]:
+        """Compile ahead, for tensors of these formats, into a bundle's folder.
+
+        Raises UnknownTarget where there is no code for the target, or nothing to compile.
+        """
         ...
 
     def load(self, bundle: Bundle, target: Target, threads: int | None = None) -> Program:
@@ -88,13 +93,18 @@ def backend_for(target: Target) -> Backend:
     return backend
 
 
-def choose_target(text: str, machine: Machine | None = None) -> Target:
-    """The target that `text` names; "auto" is the best that this machine can run."""
+def choose_target(
+    text: str, artifacts: Sequence[Artifact] = (), machine: Machine | None = None
+) -> Target:
+    """The target that `text` names; "auto" is the best that this machine can run.
+
+    `artifacts` are the compiled files of the bundle that is to run.
+    """
     if text != "auto":
         return Target.parse(text)
     machine = machine or this_machine()
     for module in BACKENDS.values():
         backend: Backend = importlib.import_module(module).BACKEND
-        if targets := backend.targets(machine):
+        if targets := backend.targets(machine, artifacts):
             return targets[0]
     raise UnknownTarget("no backend runs on this machine", "see `lutra doctor`")

@@ -75,7 +75,7 @@ class BundleWriter:
     def _open(self, parts: Mapping[str, Part], key: str) -> None:
         journal = self.partial / "journal.jsonl"
         self.finished = _read_journal(journal, key)
-        resume = bool(self.finished) and (self.partial / WEIGHTS).is_file()
+        resume = bool(self.finished) and TensorFileWriter.begun(self.partial / WEIGHTS, parts)
         if not resume:
             self.finished = {}
             needed = sum(part.byte_count for part in parts.values()) + _MARGIN_BYTES
@@ -118,6 +118,12 @@ class BundleWriter:
         """Put a small file beside the weights."""
         with disk_errors(self.out, _RESUME):
             (self.partial / name).write_bytes(content)
+            sync_path(self.partial / name)
+        self._files.append(name)
+
+    def include(self, name: str) -> None:
+        """Count a file that is in the partial folder as part of the bundle."""
+        sync_path(self.partial / name)
         self._files.append(name)
 
     def records(self, progress: Progress = silent) -> dict[str, FileRecord]:
@@ -139,12 +145,12 @@ class BundleWriter:
             sync_path(path)
             self._weights.close()
             self._journal.close()
-            for name in ("journal.jsonl", "lock"):
-                (self.partial / name).unlink()
             if self.out.exists():
                 self._replace()
             else:
                 self.partial.rename(self.out)
+            for name in ("journal.jsonl", "lock"):  # not before: until then the work is resumable
+                (self.out / name).unlink()
             sync_path(self.out.parent)
 
     def _replace(self) -> None:
@@ -181,15 +187,15 @@ def _read_journal(path: Path, key: str) -> dict[str, dict[str, float]]:
     if not path.is_file():
         return {}
     finished: dict[str, dict[str, float]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate(path.read_bytes().splitlines()):
         try:
             record = json.loads(line)
-        except ValueError:
+            if number == 0 and record["key"] != key:
+                break
+            if number > 0:
+                finished[record.pop("tensor")] = record
+        except (ValueError, KeyError, TypeError, AttributeError):
             break
-        if number == 0 and record.get("key") != key:
-            return {}
-        if number > 0:
-            finished[record.pop("tensor")] = record
     return finished
 
 

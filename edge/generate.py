@@ -28,7 +28,8 @@ class Record:
 
     `text` is the new text that is certain, often empty; `token` the token drawn, None for the last
     record where the context was full. `finish_reason` is None until the last record. Rates are
-    measured, in tokens a second; decoding's is 0 until the second token.
+    measured, in tokens a second; decoding's is 0 until the second token. `reused_tokens` of the
+    prompt were in the session's cache and not run.
     """
 
     text: str
@@ -38,10 +39,13 @@ class Record:
     prefill_s: float
     decode_s: float
     finish_reason: FinishReason | None = None
+    reused_tokens: int = 0
 
     @property
     def prefill_tok_s(self) -> float:
-        return self.prompt_tokens / self.prefill_s if self.prefill_s else 0.0
+        """Rate over the tokens of the prompt that were run."""
+        run = self.prompt_tokens - self.reused_tokens
+        return run / self.prefill_s if self.prefill_s else 0.0
 
     @property
     def decode_tok_s(self) -> float:
@@ -114,21 +118,29 @@ def stream_records(
     text: TextStream,
     ending: Ending,
     clock: Callable[[], float] = time.perf_counter,
+    *,
+    reused_tokens: int = 0,
 ) -> Iterator[Record]:
     """Turn tokens into text and say when and why it ends.
 
     A token that ends the text is in its record but not in the text.
     """
-    return _RecordStream(prompt_tokens, text, ending, clock).run(tokens)
+    return _RecordStream(prompt_tokens, reused_tokens, text, ending, clock).run(tokens)
 
 
 class _RecordStream:
     """The state of one `stream_records`."""
 
     def __init__(
-        self, prompt_tokens: int, text: TextStream, ending: Ending, clock: Callable[[], float]
+        self,
+        prompt_tokens: int,
+        reused_tokens: int,
+        text: TextStream,
+        ending: Ending,
+        clock: Callable[[], float],
     ) -> None:
         self.prompt_tokens = prompt_tokens
+        self.reused_tokens = reused_tokens
         self.text = text
         self.ending = ending
         self.stops = StopStrings(ending.stop)
@@ -178,6 +190,7 @@ class _RecordStream:
             prefill_s=self.first - self.start,
             decode_s=self.clock() - self.first,
             finish_reason=reason,
+            reused_tokens=self.reused_tokens,
         )
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from edge.errors import BadGraph
+from edge.records import make
 
 Role = Literal["linear", "embedding", "head", "vector", "constant"]
 SubgraphKind = Literal["embed", "qkv", "attention", "output", "feed_forward", "head"]
@@ -242,7 +243,11 @@ class Graph:
 
     def validate(self) -> Graph:
         """Check the graph whole and return it. Raises BadGraph naming the op and what is wrong."""
+        if not self.subgraphs or not self.subgraphs[-1].ops:
+            raise BadGraph("the graph has no ops at its end")
         shapes = self.shapes()
+        if self.context < 1:
+            raise BadGraph(f"a context of {self.context}")
         if not 0 <= self.logit_rows <= self.rows or self.rows < 1:
             raise BadGraph(f"rows {self.rows} with logit_rows {self.logit_rows}")
         logits = shapes[self.last.out]
@@ -269,6 +274,7 @@ class _Shapes:
         if len(self.tensors) != len(graph.tensors):
             raise BadGraph("two tensors have the same name")
         self.values: dict[str, tuple[int, int]] = {}
+        self.caches: set[int] = set()
 
     def infer(self) -> dict[str, tuple[int, int]]:
         for op in self.graph.ops():
@@ -339,6 +345,11 @@ class _Shapes:
     def attention(self, op: Attention) -> None:
         if not 0 <= op.cache < len(self.graph.caches):
             raise _bad(op, f"cache {op.cache} of {len(self.graph.caches)}")
+        if op.cache in self.caches:
+            raise _bad(op, f"cache {op.cache} is another attention's")
+        if op.window is not None and op.window < 1:
+            raise _bad(op, f"a window of {op.window} tokens")
+        self.caches.add(op.cache)
         cache = self.graph.caches[op.cache]
         heads = self.divides(op, cache.head_dim, self.values[op.query][1])
         self.divides(op, cache.kv_heads, heads)
@@ -388,29 +399,18 @@ def to_json(graph: Graph) -> dict[str, Any]:
 def from_json(data: dict[str, Any], rows: int, logit_rows: int) -> Graph:
     """Read back what `to_json` wrote. Raises BadGraph on anything that does not fit."""
     try:
-        graph = Graph(
-            rows=rows,
-            logit_rows=logit_rows,
-            vocabulary=int(data["vocabulary"]),
-            context=int(data["context"]),
-            caches=tuple(Cache(**cache) for cache in data["caches"]),
-            tensors=tuple(
-                Tensor(t["name"], tuple(t["shape"]), _role(t["role"])) for t in data["tensors"]
-            ),
-            subgraphs=tuple(
-                Subgraph(s["kind"], s["layer"], tuple(_op(op) for op in s["ops"]))
-                for s in data["subgraphs"]
-            ),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        parts = {
+            "caches": [make(Cache, cache) for cache in data["caches"]],
+            "tensors": [make(Tensor, tensor) for tensor in data["tensors"]],
+            "subgraphs": [
+                make(Subgraph, {**subgraph, "ops": [_op(op) for op in subgraph["ops"]]})
+                for subgraph in data["subgraphs"]
+            ],
+        }
+        graph = make(Graph, {**data, **parts, "rows": rows, "logit_rows": logit_rows})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadGraph(f"not a graph: {type(error).__name__}: {error}") from error
     return graph.validate()
-
-
-def _role(text: str) -> Role:
-    if text not in get_args(Role):
-        raise ValueError(f"tensor role {text!r}")
-    return text  # type: ignore[return-value]
 
 
 def _op(data: dict[str, Any]) -> Op:
@@ -421,4 +421,7 @@ def _op(data: dict[str, Any]) -> Op:
             f"op {kind!r} is not one that this version knows",
             "the bundle may come from a newer Lutra: upgrade, or convert again",
         )
-    return OPS[kind](**arguments)
+    try:
+        return make(OPS[kind], arguments)
+    except TypeError as error:
+        raise BadGraph(f"op {kind} {arguments.get('out')!r}: {error}") from error

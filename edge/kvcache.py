@@ -31,8 +31,8 @@ class KVCache:
         self.form = form
         self.length = 0
         self.capacity = min(_FIRST_CAPACITY, context)
-        self.keys = [self._empty(layer) for layer in self.layers]
-        self.values = [self._empty(layer) for layer in self.layers]
+        self.keys = [self._empty(layer, self.capacity) for layer in self.layers]
+        self.values = [self._empty(layer, self.capacity) for layer in self.layers]
 
     @property
     def bytes_per_token(self) -> int:
@@ -52,11 +52,10 @@ class KVCache:
         """Make room for `count` more positions. Raises PromptTooLong."""
         self.require(count)
         if self.length + count > self.capacity:
-            self.capacity = min(max(2 * self.capacity, self.length + count), self.context)
-            self.keys = [self._grown(*pair) for pair in zip(self.layers, self.keys, strict=True)]
-            self.values = [
-                self._grown(*pair) for pair in zip(self.layers, self.values, strict=True)
-            ]
+            capacity = min(max(2 * self.capacity, self.length + count), self.context)
+            keys, values = self._grown(self.keys, capacity), self._grown(self.values, capacity)
+            # All at the end: Ctrl-C or a lack of memory before leaves the cache as it was.
+            self.capacity, self.keys, self.values = capacity, keys, values
 
     def append(self, layer: int, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
         """Write keys and values [kv_heads, tokens, head_dim] behind the filled part."""
@@ -79,10 +78,14 @@ class KVCache:
             raise UsageError(f"rewind to {length} of a cache that holds {self.length}")
         self.length = length
 
-    def _empty(self, layer: Cache) -> NDArray[np.floating]:
-        return np.zeros((layer.kv_heads, self.capacity, layer.head_dim), _DTYPES[self.form])
+    def _empty(self, layer: Cache, capacity: int) -> NDArray[np.floating]:
+        return np.zeros((layer.kv_heads, capacity, layer.head_dim), _DTYPES[self.form])
 
-    def _grown(self, layer: Cache, old: NDArray[np.floating]) -> NDArray[np.floating]:
-        new = self._empty(layer)
-        new[:, : self.length] = old[:, : self.length]
-        return new
+    def _grown(
+        self, arrays: Sequence[NDArray[np.floating]], capacity: int
+    ) -> list[NDArray[np.floating]]:
+        """Copies of every layer's array with room for `capacity` positions."""
+        grown = [self._empty(layer, capacity) for layer in self.layers]
+        for new, old in zip(grown, arrays, strict=True):
+            new[:, : self.length] = old[:, : self.length]
+        return grown

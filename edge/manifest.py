@@ -10,20 +10,23 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edge import graph as graphs
 from edge.backend import Artifact
-from edge.errors import BadManifest, WrongSchema
+from edge.errors import BadManifest, LutraError, WrongSchema
 from edge.formats import Format
 from edge.graph import Graph
+from edge.records import make
 from edge.target import Target
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
+
+_CURE = "copy the bundle again, or convert again"
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check a bundle's manifest.json. Raises BadManifest or WrongSchema."""
+    """Read and check a bundle's manifest.json. Raises BadManifest, WrongSchema or BadGraph."""
     path = folder / FILE_NAME
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -136,31 +139,44 @@ def read_manifest(folder: Path) -> Manifest:
         raise _bad(path, "altered: its digest is not that of what it says")
     try:
         return _parse(data)
+    except LutraError as error:
+        raise type(error)(f"{path}: {error.what}", error.cure or _CURE) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _bad(path, f"{type(error).__name__}: {error}") from error
 
 
 def _parse(data: Mapping[str, Any]) -> Manifest:
-    tokenizer = dict(data["tokenizer"])
-    tokenizer["eos_ids"] = tuple(tokenizer["eos_ids"])
-    return Manifest(
-        lutra=data["lutra"],
-        name=data["name"],
-        model_type=data["model_type"],
-        config=data["config"],
-        tokenizer=TokenizerRecord(**tokenizer),
-        generation=GenerationDefaults(**data["generation"]),
-        graph=graphs.from_json(data["graph"], rows=1, logit_rows=1),
-        graph_sizes=tuple(GraphSize(**size) for size in data["graph_sizes"]),
-        tensors={
-            name: TensorRecord(Format.parse(t["format"]), t["relative_rms_error"])
-            for name, t in data["tensors"].items()
-        },
-        artifacts=tuple(
-            Artifact(a["path"], Target.parse(a["target"]), a["tools"]) for a in data["artifacts"]
-        ),
-        files={name: FileRecord(**record) for name, record in data["files"].items()},
-    )
+    if WEIGHTS not in data["files"]:
+        raise ValueError(f"{WEIGHTS} is not among its files")
+    parts = {
+        "tokenizer": make(TokenizerRecord, data["tokenizer"]),
+        "generation": make(GenerationDefaults, data["generation"]),
+        "graph": graphs.from_json(data["graph"], rows=1, logit_rows=1),
+        "graph_sizes": [make(GraphSize, size) for size in data["graph_sizes"]],
+        "tensors": {name: _tensor(record) for name, record in data["tensors"].items()},
+        "artifacts": [_artifact(record) for record in data["artifacts"]],
+        "files": {_inside(name): make(FileRecord, r) for name, r in data["files"].items()},
+    }
+    plain = {name: data[name] for name in ("lutra", "name", "model_type", "config")}
+    return make(Manifest, plain | parts)
+
+
+def _tensor(record: Mapping[str, Any]) -> TensorRecord:
+    form = Format.parse(record["format"])
+    return make(TensorRecord, {"form": form, "relative_rms_error": record["relative_rms_error"]})
+
+
+def _artifact(record: Mapping[str, Any]) -> Artifact:
+    path, target = _inside(record["path"]), Target.parse(record["target"])
+    return make(Artifact, {**record, "path": path, "target": target})
+
+
+def _inside(name: str) -> str:
+    """A file's path in the bundle, which must stay there. Raises ValueError."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"file {name!r} is outside of the bundle")
+    return name
 
 
 def _digest(body: Mapping[str, Any]) -> str:
@@ -169,7 +185,7 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 
 def _bad(path: Path, found: str) -> BadManifest:
-    return BadManifest(f"{path}: {found}", "copy the bundle again, or convert again")
+    return BadManifest(f"{path}: {found}", _CURE)
 
 
 def _wrong_schema(path: Path, schema: object, version: object) -> WrongSchema:

@@ -31,28 +31,52 @@ from edge.tokenizer import Tokenizer
 # Where neither the user nor the checkpoint says anything.
 DEFAULT_SAMPLING = Sampling(temperature=0.8, top_p=0.95)
 
+# What a checkpoint that sets some values means by those that it leaves out.
+TRANSFORMERS_SAMPLING = Sampling(temperature=1.0, top_k=50)
+
 
 @dataclass
 class Session:
     """A conversation in progress: its cache, and the tokens that were run or drawn.
 
-    What a new prompt shares with it is not run again.
+    What a new prompt shares with it is not run again. `model` is the one that may use it; `turn`
+    counts the prompts.
     """
 
     cache: KVCache
     tokens: list[int] = field(default_factory=list)
+    model: Model | None = field(default=None, repr=False)
+    turn: int = 0
 
     def reuse(self, prompt: Sequence[int]) -> None:
         """Make `prompt` the session's tokens, keeping what the cache holds of its beginning.
 
-        At least the last token is run again, since its logits are what comes next.
+        At least the last token is run again, since its logits are what comes next. A stream of an
+        earlier prompt cannot go on.
         """
+        self.turn += 1
         held = self.tokens[: self.cache.length]
         shared = 0
         while shared < min(len(held), len(prompt) - 1) and held[shared] == prompt[shared]:
             shared += 1
         self.cache.rewind(shared)
         self.tokens = list(prompt)
+
+    def guard(self, drawn: Iterator[int]) -> Iterator[int]:
+        """`drawn` for as long as the prompt is this one; then its next step raises UsageError."""
+        return self._steps(drawn, self.turn)
+
+    def _steps(self, drawn: Iterator[int], turn: int) -> Iterator[int]:
+        while True:
+            if self.turn != turn:
+                raise UsageError(
+                    "another stream was started on this session, which ended this one",
+                    "finish a stream before the next, or give each a session of its own",
+                )
+            token = next(drawn, None)
+            if token is None:
+                return
+            yield token
 
 
 class Model:
@@ -76,7 +100,8 @@ class Model:
 
     def session(self) -> Session:
         """An empty conversation."""
-        return Session(KVCache(self.bundle.graph.caches, self.context, self.cache_format))
+        cache = KVCache(self.bundle.graph.caches, self.context, self.cache_format)
+        return Session(cache, model=self)
 
     def stream(
         self,
@@ -89,22 +114,29 @@ class Model:
     ) -> Iterator[Record]:
         """Continue `prompt`, text or token ids, one record a token.
 
-        Without `sampling`, the checkpoint's own defaults. Without a tokenizer, records have tokens
-        and no text. Ends at an end token, a stop string,
-        `max_tokens`, or a full context; the last record says which. Raises PromptTooLong.
+        Without `sampling`, `default_sampling`. Without a tokenizer, records have tokens and no
+        text. Ends at an end token, a stop string, `max_tokens`, or a full context; the last record
+        says which. A session takes one stream at a time: the next one ends the one before. Raises
+        PromptTooLong, BadTokens, or UsageError for `max_tokens`, stop strings or a session that
+        make no sense.
         """
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}", "use 1 or more")
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
         tokens = [int(token) for token in self._checked(ids)]
         session = session or self.session()
+        if session.model not in (None, self):
+            raise UsageError(
+                "the session is another model's", "make one with this model's session()"
+            )
         session.reuse(tokens)
-        session.cache.require(len(tokens) - session.cache.length)
+        reused = session.cache.length
+        session.cache.require(len(tokens) - reused)
         sampler = Sampler(sampling or self.default_sampling)
         ending = Ending(self._eos_ids, tuple(stop), max_tokens)
         drawn = stream_tokens(self.program, session.cache, session.tokens, sampler)
         text = TextStream(self._decoder(ending), tokens)
-        return stream_records(drawn, len(tokens), text, ending)
+        return stream_records(session.guard(drawn), len(tokens), text, ending, reused_tokens=reused)
 
     def generate(
         self,
@@ -149,7 +181,7 @@ class Model:
 
     @cached_property
     def default_sampling(self) -> Sampling:
-        """What the checkpoint's authors set, over DEFAULT_SAMPLING."""
+        """What the checkpoint's authors set, or DEFAULT_SAMPLING where they set nothing."""
         return with_defaults(DEFAULT_SAMPLING, self.bundle.manifest.generation)
 
     @property
@@ -194,15 +226,18 @@ def load(
     target: str = "auto",
     context: int | None = None,
     cache_format: CacheFormat = "f32",
+    threads: int | None = None,
 ) -> Model:
     """Open a bundle and make it ready to run.
 
     `target` is a target's text form, or "auto" for the best that this machine runs. `context`
-    takes less than the bundle's context, to save memory. Raises the errors of `Bundle.open`,
-    UnknownTarget where nothing here runs the target, UsageError for a context out of range.
+    takes less than the bundle's context, to save memory. `threads` None is as many as there are
+    fast processors. Raises the errors of `Bundle.open`,
+    UnknownTarget where nothing here runs the target, UsageError for a context or a number
+    of threads out of range.
     """
     bundle = Bundle.open(path)
-    chosen = choose_target(target)
+    chosen = choose_target(target, bundle.manifest.artifacts)
     backend = backend_for(chosen)
     if refusal := backend.refuses(chosen, bundle.graph):
         raise UnknownTarget(f"{path} cannot run on {chosen}: {refusal}", "see lutra doctor")
@@ -212,10 +247,10 @@ def load(
             f"context {context}, {path} was converted for up to {limit}",
             f"use 1 to {limit}, or convert again with a larger --context",
         )
-    return Model(bundle, backend.load(bundle, chosen), context or limit, cache_format)
+    return Model(bundle, backend.load(bundle, chosen, threads), context or limit, cache_format)
 
 
 def with_defaults(base: Sampling, defaults: GenerationDefaults) -> Sampling:
-    """`base` with what a checkpoint sets put over it."""
+    """What a checkpoint sets, over Transformers' own defaults; `base` where it sets nothing."""
     chosen = {name: value for name, value in vars(defaults).items() if value is not None}
-    return replace(base, **chosen)
+    return replace(TRANSFORMERS_SAMPLING, **chosen) if chosen else base

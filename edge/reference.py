@@ -8,7 +8,7 @@ used and kept while they fit in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from edge.backend import Artifact
 from edge.bundle import Bundle
+from edge.errors import UnknownTarget
+from edge.formats import Format
 from edge.graph import (
     Add,
     Attention,
@@ -113,10 +115,11 @@ class WeightCache:
 
 def memory_budget(meminfo: Path = Path("/proc/meminfo")) -> int:
     """Half of the available memory in bytes; 2 GiB where the system does not say."""
-    if not meminfo.exists():
+    try:
+        lines = (line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        return int(dict(lines)["MemAvailable"].split()[0]) * 1024 // 2
+    except (OSError, ValueError, LookupError):  # Android may forbid it, others spell it otherwise
         return 2 << 30
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    return int(fields["MemAvailable"].split()[0]) * 1024 // 2
 
 
 def embed(op: Embed, step: Step, weights: WeightCache) -> Values:
@@ -263,20 +266,20 @@ FUNCTIONS: dict[type[Op], Callable[..., Values]] = {
 class ReferenceBackend:
     """Runs every graph on every machine that has NumPy. See `edge.backend.Backend`."""
 
-    def targets(self, machine: Machine) -> list[Target]:
-        del machine
+    def targets(self, machine: Machine, artifacts: Sequence[Artifact] = ()) -> list[Target]:
+        del machine, artifacts
         return [Target("ref")]
 
     def refuses(self, target: Target, graph: Graph) -> str:
         del target, graph
         return ""
 
-    def compile(self, bundle: Bundle, target: Target, folder: Path) -> list[Artifact]:
-        del bundle, target, folder
-        return []
+    def compile(self, formats: Iterable[Format], target: Target, folder: Path) -> list[Artifact]:
+        del formats, folder
+        raise UnknownTarget(f"target {target}: nothing to compile", "it runs every bundle as it is")
 
-    def load(self, bundle: Bundle, target: Target) -> ReferenceProgram:
-        del target
+    def load(self, bundle: Bundle, target: Target, threads: int | None = None) -> ReferenceProgram:
+        del target, threads  # NumPy's BLAS has threads of its own
         return ReferenceProgram(bundle)
 
 

@@ -20,13 +20,18 @@ from edge.errors import BadTokens, UsageError
 _FIRST_SORTED = 256
 _SORTED_GROWTH = 8
 
+# Logits are float32, and so is what they are scaled by.
+_SMALLEST = float(np.finfo(np.float32).tiny)
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is drawn. Raises UsageError on a value that makes no sense.
 
-    `temperature` 0 means greedy: the most likely token, always. `top_k` 0, `top_p` 1, `min_p` 0 and
-    `repetition_penalty` 1 mean off. Without a `seed`, every Sampler draws other tokens.
+    `temperature` 0 means greedy: the most likely token, always; so does one under the smallest
+    float32. `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 mean off. Without a `seed`,
+    every Sampler draws other tokens.
     """
 
     temperature: float = 1.0
@@ -38,11 +43,21 @@ class Sampling:
 
     def __post_init__(self) -> None:
         temperature, penalty = self.temperature, self.repetition_penalty
-        _require(0 <= temperature < math.inf, "temperature", temperature, "0 (greedy) or more")
+        _require(
+            0 <= temperature <= _LARGEST,
+            "temperature",
+            temperature,
+            f"0 (greedy) to {_LARGEST:.1e}, the range of float32",
+        )
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0, up to 1 (off)")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "0 (off) to 1")
-        _require(0 < penalty < math.inf, "repetition_penalty", penalty, "above 0, 1 is off")
+        _require(
+            _SMALLEST <= penalty <= _LARGEST,
+            "repetition_penalty",
+            penalty,
+            f"{_SMALLEST:.1e} to {_LARGEST:.1e}, the range of float32; 1 is off",
+        )
         _require(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
 
     @staticmethod
@@ -84,11 +99,12 @@ class Sampler:
         if sampling.repetition_penalty != 1:
             scores = _penalized(scores, history, sampling.repetition_penalty)
         best = _best(scores)
-        if sampling.temperature == 0:
+        temperature = np.float32(sampling.temperature)
+        if temperature == 0:
             return np.array([best], np.int64), np.ones(1)
         # From here on the best score is 0: what a low temperature blows up goes to -infinity.
         with np.errstate(over="ignore"):
-            scores = (scores - scores[best]) / np.float32(sampling.temperature)
+            scores = (scores - scores[best]) / temperature
         ids = np.flatnonzero(scores > -np.inf)
         ids = _top_k(scores, ids, sampling.top_k)
         ids = _top_p(scores, ids, sampling.top_p)
@@ -105,7 +121,10 @@ def _require(fits: bool, name: str, value: float | None, range_: str) -> None:
 def _penalized(
     scores: NDArray[np.float32], history: Sequence[int], penalty: float
 ) -> NDArray[np.float32]:
-    """Every token seen, once: score / penalty where it is positive, else score * penalty."""
+    """Every token seen, once: score / penalty where it is positive, else score * penalty.
+
+    A finite score stays finite.
+    """
     seen = np.unique(np.asarray(history, dtype=np.int64))
     if seen.size and not 0 <= seen[0] <= seen[-1] < len(scores):
         raise BadTokens(
@@ -115,7 +134,9 @@ def _penalized(
     scores = scores.copy()
     at = scores[seen]
     with np.errstate(over="ignore"):
-        scores[seen] = np.where(at > 0, at / np.float32(penalty), at * np.float32(penalty))
+        moved = np.where(at > 0, at / np.float32(penalty), at * np.float32(penalty))
+    largest = np.float32(_LARGEST)
+    scores[seen] = np.where(np.isfinite(at), np.clip(moved, -largest, largest), at)
     return scores
 
 

@@ -21,11 +21,12 @@ FEATURES: dict[str, dict[str, tuple[str, ...]]] = {
     "aarch64": {"neon": (), "dotprod": ("neon",), "i8mm": ("dotprod",)},
 }
 
-# What /proc/cpuinfo must list for a feature.
+# What /proc/cpuinfo must list for a feature. "vnni" is AVX-512 of the second generation (Ice Lake,
+# Zen 4), which has GFNI and VBMI beside it; Cascade Lake, which has not, counts as "avx512".
 FEATURE_FLAGS: dict[str, tuple[str, ...]] = {
     "avx2": ("avx2", "fma", "f16c"),
     "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512dq"),
-    "vnni": ("avx512_vnni",),
+    "vnni": ("avx512_vnni", "gfni", "avx512vbmi"),
     "amx": ("amx_tile", "amx_int8", "amx_bf16"),
     "neon": ("asimd",),
     "dotprod": ("asimddp",),
@@ -132,10 +133,16 @@ class Machine:
 
 
 def this_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
-    """Look at the machine. Features are those that the kernel reports in `cpuinfo`."""
+    """Look at the machine. Features are those that the kernel reports in `cpuinfo`.
+
+    Where it may not be read, those that every machine of the kind has.
+    """
     arch = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
     system = "android" if hasattr(sys, "getandroidapilevel") else "linux"
-    flags = _flags(cpuinfo.read_text() if cpuinfo.exists() else "")
+    try:
+        flags = _flags(cpuinfo.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        flags = set()
     features = {
         name for name in FEATURES.get(arch, {}) if flags.issuperset(FEATURE_FLAGS[name])
     } | ({"neon"} if arch == "aarch64" else set())

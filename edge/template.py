@@ -44,7 +44,7 @@ _CHARGE = "lutra charge"
 _CONCAT = "lutra concat"
 
 _FILE = "<template>"
-_CURE = "use another chat template, or lutra run with a plain prompt"
+_CURE = "use another chat template, or lutra run --raw with a plain prompt"
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _environment(clock: Callable[[], datetime], budget: _Budget) -> jinja2.Envir
 
 
 def _need_jinja2(what: str) -> MissingDependency:
-    return MissingDependency(what, 'pip install "lutra[serve]"')
+    return MissingDependency(what, 'pip install "lutra[serve]", or use lutra run --raw')
 
 
 def _generation_tag() -> type[Extension]:

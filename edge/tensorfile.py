@@ -81,12 +81,17 @@ class TensorFile:
         return np.frombuffer(self._map, dtype, count, entry.start).reshape(entry.shape)
 
     def read(self, name: str, first: int, last: int) -> NDArray[Any]:
-        """Rows first..last of a tensor, read into memory of their own: nothing stays mapped."""
+        """Rows first..last of a tensor, read into memory of their own: nothing stays mapped.
+
+        Raises the file's error where it was cut after it was opened.
+        """
         entry = self.entries[name]
         width = int(np.prod(entry.shape[1:], dtype=np.int64))
         dtype = np.dtype(DTYPES[entry.dtype])
         start = entry.start + first * width * dtype.itemsize
         rows = np.fromfile(self.path, dtype, (last - first) * width, offset=start)
+        if rows.size != (last - first) * width:
+            raise self._wrong(f"ends in tensor {name}, and was longer when it was opened")
         return rows.reshape(last - first, *entry.shape[1:])
 
     def _read_header(self) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -110,7 +115,10 @@ class TensorFile:
         dtype, shape = value["dtype"], tuple(value["shape"])
         begin, end = value["data_offsets"]
         if dtype not in DTYPES:
-            raise self._wrong(f"tensor {name} is {dtype}, which is not one of {', '.join(DTYPES)}")
+            raise self._error(
+                f"{self.path}: tensor {name} is {dtype!r}, which is not one of {', '.join(DTYPES)}",
+                "give a copy in one of them, such as the bfloat16 one that it was made from",
+            )
         if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
             raise ValueError(f"tensor {name} has a negative or fractional shape or offset")
         entry = Entry(dtype, shape, data_start + begin)
@@ -135,7 +143,8 @@ def to_float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """Values of a safetensors dtype as float32; bfloat16 is the upper half of a float32."""
     if dtype == "BF16":
         return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
+    with np.errstate(over="ignore"):  # float64 beyond the range becomes infinity
+        return values.astype(np.float32)
 
 
 def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -166,6 +175,16 @@ class TensorFileWriter:
             except OSError:
                 self._file.close()
                 raise
+
+    @staticmethod
+    def begun(path: Path, parts: Mapping[str, Part]) -> bool:
+        """Whether a file of these parts was begun at `path` and can be resumed."""
+        header, _ = _layout(parts)
+        size = len(header) + sum(part.byte_count for part in parts.values())
+        if not path.is_file() or path.stat().st_size != size:
+            return False
+        with path.open("rb") as file:
+            return file.read(len(header)) == header
 
     @property
     def byte_count(self) -> int:

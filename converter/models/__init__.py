@@ -33,7 +33,10 @@ def build_model(values: Mapping[str, Any], context: int | None = None) -> Model:
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in model_types():
         raise _unknown(f"model_type {model_type!r} is not one that this version converts")
-    for name in values.get("architectures") or []:
+    names = values.get("architectures") or []
+    if not isinstance(names, list):
+        raise _unknown(f"architectures is {names!r}, need a list of names")
+    for name in names:
         if not re.fullmatch(r"\w+For(CausalLM|ConditionalGeneration)", str(name)):
             raise _unknown(f"architecture {name!r} is not a language model with a head")
     module = importlib.import_module(f"converter.models.{model_type}")

@@ -30,6 +30,9 @@ INERT = frozenset(_INERT_WORDS.split())
 
 _MISSING = object()
 
+# No width or count of a model comes near; more would only ask for more memory than there is.
+_LARGEST = 2**31 - 1
+
 
 class Config:
     """A config's values, with a record of which keys were read.
@@ -47,10 +50,12 @@ class Config:
         self.values = {**values, **self.values}
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """A whole number from `least` on."""
+        """A whole number from `least` on, below 2^31."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int):
             raise self._wrong(key, value, f"a whole number from {least} on")
+        if not least <= value <= _LARGEST:
+            raise self._wrong(key, value, f"a whole number from {least} on, below 2^31")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from converter.models.builder import Builder
 from converter.models.config import Config
+from edge.errors import UnsupportedMath
 
 Frequencies = NDArray[np.float32]
 
@@ -89,9 +90,30 @@ def make_rotation(
         trained=config.integer("max_position_embeddings"),
         original=_original(config, section),
     )
-    frequencies, scale = scaling(rope)
+    if rotary_dim < 2 or rotary_dim % 2:
+        raise UnsupportedMath(
+            f"config key {config.where}head_dim gives {rotary_dim} elements to rotate, need pairs",
+            "check the checkpoint's config.json",
+        )
+    frequencies, scale = _finite(scaling, rope, config)
     section.finish()
     return Rotation(name, frequencies, scale)
+
+
+def _finite(scaling: Callable[[_Rope], _Scaled], rope: _Rope, config: Config) -> _Scaled:
+    """What a scaling makes of its section. Raises UnsupportedMath where that is no number."""
+    try:
+        with np.errstate(all="ignore"):
+            frequencies, scale = scaling(rope)
+        if np.isfinite(frequencies).all() and math.isfinite(scale):
+            return frequencies, scale
+    except (ArithmeticError, ValueError):
+        pass
+    raise UnsupportedMath(
+        f"config key {rope.section.where or config.where}rope_theta or a factor beside it gives "
+        "rotations that are no finite numbers",
+        "check the checkpoint's config.json",
+    )
 
 
 def _kind(section: Config) -> str:

@@ -49,6 +49,13 @@ def read_sizes(config: Config, context: int | None, gate_key: str = "hidden_act"
             "heads, need a whole number of query heads for each",
             "check the checkpoint's config.json",
         )
+    head_dim = config.optional_integer("head_dim")
+    if head_dim is None and hidden % heads:
+        raise UnsupportedMath(
+            f"config key {config.where}hidden_size is {hidden} for {heads} attention heads, need a "
+            "multiple of them where there is no head_dim",
+            "check the checkpoint's config.json",
+        )
     return Sizes(
         layers=config.integer("num_hidden_layers"),
         vocabulary=config.integer("vocab_size"),
@@ -57,7 +64,7 @@ def read_sizes(config: Config, context: int | None, gate_key: str = "hidden_act"
         feed_forward=config.integer("intermediate_size"),
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=config.optional_integer("head_dim") or hidden // heads,
+        head_dim=head_dim or hidden // heads,
         eps=config.number("rms_norm_eps", 1e-6),
         gate=GATES[config.choice(gate_key, GATES, "silu")],
     )

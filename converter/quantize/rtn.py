@@ -83,7 +83,9 @@ def _signed_peak(grouped: Floats) -> Floats:
 def _asymmetric(form: Format, grouped: Floats) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """Scales and zeros that span each group's range, which always includes 0."""
     low, high = np.minimum(grouped.min(axis=2), 0), np.maximum(grouped.max(axis=2), 0)
-    scales = _stored(form, (high - low) / np.float32(form.levels - 1))
+    with np.errstate(over="ignore"):
+        spread = (high - low) / np.float32(form.levels - 1)
+    scales = _stored(form, spread)
     zeros = np.round(_divide(-low, scales.astype(np.float32)))
     return scales, np.clip(zeros, 0, form.levels - 1).astype(np.uint8)
 
@@ -112,12 +114,13 @@ def _stored(form: Format, scales: Floats) -> NDArray[Any]:
     So the codes always reach the group's largest weight. Rounding to nearest would clip it where
     float16 is coarse: at 8 bits, weights under 0.001 have subnormal scales.
     """
-    if form.granularity != "group":
-        return scales
-    with np.errstate(over="ignore"):
-        narrow = scales.astype(np.float16)
-        short = np.abs(narrow) < np.abs(scales)
-        narrow[short] = np.nextafter(narrow[short], np.copysign(np.float16(np.inf), narrow[short]))
+    narrow: NDArray[Any] = scales
+    if form.granularity == "group":
+        with np.errstate(over="ignore"):
+            narrow = scales.astype(np.float16)
+            short = np.abs(narrow) < np.abs(scales)
+            away = np.copysign(np.float16(np.inf), narrow[short])
+            narrow[short] = np.nextafter(narrow[short], away)
     if not np.isfinite(narrow).all():
         raise BadWeights(
             f"weights reach {np.abs(scales).max() * form.zero:.3g}, over the range of {form}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -12,7 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import MissingDependency, MissingTensor, SourceNotFound, TruncatedSource
+from edge.errors import (
+    MissingDependency,
+    MissingTensor,
+    SourceNotFound,
+    TruncatedSource,
+    UsageError,
+)
 from edge.tensorfile import TensorFile, to_float32
 
 SINGLE = "model.safetensors"
@@ -60,13 +67,13 @@ class Checkpoint:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """An optional JSON file of the folder; empty where it is not there."""
-        path = self.folder / name
-        return _read_object(path) if path.is_file() else {}
+        content = self.read_bytes(name)
+        return {} if content is None else _parse_object(self.folder / name, content)
 
     def read_bytes(self, name: str) -> bytes | None:
-        """An optional file of the folder."""
+        """An optional file of the folder. Raises SourceNotFound for one that cannot be read."""
         path = self.folder / name
-        return path.read_bytes() if path.is_file() else None
+        return _read(path) if os.path.lexists(path) else None
 
     @cached_property
     def fingerprint(self) -> dict[str, list[int]]:
@@ -129,10 +136,16 @@ class Checkpoint:
 def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
     """Open a folder, or download a hub repository ("org/name") first.
 
-    Raises SourceNotFound, TruncatedSource or MissingDependency.
+    Raises SourceNotFound, TruncatedSource or MissingDependency; UsageError for a revision of a
+    folder.
     """
     folder = Path(source)
     if folder.is_dir():
+        if revision is not None:
+            raise UsageError(
+                f"revision {revision!r} of {folder}, which is a folder here",
+                "leave --revision out, or give a hub name",
+            )
         return Checkpoint(folder)
     if folder.is_file():
         raise SourceNotFound(f"{folder} is a file", "give the folder that holds config.json")
@@ -162,9 +175,23 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        if path.is_file():  # reading a pipe or a device might never end
+            return path.read_bytes()
+        found = "no file that can be read"
+    except OSError as error:
+        found = error.strerror or str(error)
+    raise SourceNotFound(f"{path}: {found}", "put a readable file there, or remove it")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    return _parse_object(path, _read(path))
+
+
+def _parse_object(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise TruncatedSource(f"{path}: not whole JSON ({error})", "download it again") from error
     if not isinstance(data, dict):

@@ -65,6 +65,8 @@ def read_tokenizer(checkpoint: Checkpoint) -> tuple[TokenizerRecord, bytes | Non
     content = checkpoint.read_bytes(TOKENIZER)
     if content is None:
         return record, None
+    if not files.tokenizer:
+        raise _wrong(TOKENIZER, "an empty object")
     whole = self_contained(files)
     if whole != files.tokenizer:
         content = json.dumps(whole, ensure_ascii=False).encode()
@@ -114,9 +116,13 @@ def read_vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
         if isinstance(listed, list):  # Unigram: [text, score] by id
             listed = {entry[0]: index for index, entry in enumerate(listed)}
         added = {token["content"]: int(token["id"]) for token in tokenizer["added_tokens"]}
-        return {**listed, **added}
+        vocabulary = {**listed, **added}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _wrong(TOKENIZER, f"no vocabulary in it ({type(error).__name__}: {error})") from error
+    for text, number in vocabulary.items():
+        if type(number) is not int:
+            raise _wrong(TOKENIZER, f"the id of token {text!r} is {number!r}")
+    return vocabulary
 
 
 # One tokenizer.json out of several files.
@@ -178,9 +184,13 @@ def _extra(config: Mapping[str, Any]) -> Iterator[str]:
     """Special tokens without a name of their own: a list, or by name in newer files."""
     for key in ("extra_special_tokens", "additional_special_tokens"):
         listed = config.get(key) or []
+        if not isinstance(listed, list | dict):
+            raise _wrong(CONFIG, f"{key} is {listed!r}, need a list or an object")
         for value in listed.values() if isinstance(listed, dict) else listed:
-            if (text := _content(value)) is not None:
-                yield text
+            text = _content(value)
+            if text is None:
+                raise _wrong(CONFIG, f"{key} holds {value!r}, need the text of a token")
+            yield text
 
 
 def _has_llama_spaces(files: TokenizerFiles) -> bool:
@@ -246,12 +256,27 @@ def _ids(config: Mapping[str, Any], key: str) -> list[int]:
 
 
 def _template(value: object) -> str | None:
-    """The chat template: one text, or several by name, of which "default" counts."""
-    if isinstance(value, list):
-        value = {entry.get("name"): entry.get("template") for entry in value if entry}
-    if isinstance(value, dict):
-        value = value.get("default", next(iter(value.values())) if len(value) == 1 else None)
-    return value if isinstance(value, str) else None
+    """The chat template: one text, or several by name, of which "default" counts.
+
+    Raises TruncatedSource for any other form.
+    """
+    match value:
+        case None | str():
+            return value
+        case list():
+            named = dict(map(_named_template, value))
+        case dict():
+            named = dict(_named_template({"name": n, "template": t}) for n, t in value.items())
+        case _:
+            raise _wrong(CONFIG, f"chat_template is {value!r}, need a text, or texts by name")
+    return named.get("default", next(iter(named.values())) if len(named) == 1 else None)
+
+
+def _named_template(entry: object) -> tuple[str, str]:
+    match entry:
+        case {"name": str() as name, "template": str() as template}:
+            return name, template
+    raise _wrong(CONFIG, f"chat_template holds {entry!r}, need a name and a template, both texts")
 
 
 def _text(content: bytes, name: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -16,7 +17,9 @@ import pytest
 
 import edge
 from converter import convert as conversion
-from converter.convert import convert
+from converter.convert import convert, read_generation
+from converter.plan import Formats
+from converter.watch import Silent
 from edge import bundle_writer, disk
 from edge.bundle import Bundle, verify
 from edge.errors import (
@@ -31,6 +34,8 @@ from edge.errors import (
     UnsupportedMath,
     WrongShape,
 )
+from edge.model import DEFAULT_SAMPLING, with_defaults
+from edge.sampler import Sampling
 from tests.checkpoints import edit_config, make_checkpoint, rewrite_weights
 
 FORMATS = [
@@ -73,7 +78,7 @@ def test_every_format_converts_opens_and_runs(form: str, checkpoint: Path, tmp_p
 def test_more_bits_are_closer_to_float(checkpoint: Path, tmp_path: Path) -> None:
     def logits(form: str) -> Any:
         convert(checkpoint, tmp_path / form, weights=form, head=form)
-        return edge.load(tmp_path / form).logits([5, 7, 11, 13])
+        return edge.load(tmp_path / form, target="ref").logits([5, 7, 11, 13])
 
     exact = logits("f32")
     errors = [np.abs(logits(f) - exact).mean() for f in ("f16", "w8gc", "w4g32", "w3g32", "w2g32")]
@@ -153,6 +158,16 @@ def nan(folder: Path) -> None:
     rewrite_weights(folder, model__layers__1__self_attn__q_proj__weight=weights)
 
 
+def unknown_type(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"F32"', b'"U32"', 1))
+
+
+def sampling(folder: Path, **values: float) -> None:
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({"do_sample": True, **values}))
+
+
 BROKEN: dict[str, tuple[Any, type[LutraError], str]] = {
     "no config": (no_config, SourceNotFound, "no config.json"),
     "cut config": (cut_config, TruncatedSource, "config.json: not whole JSON"),
@@ -184,6 +199,48 @@ BROKEN: dict[str, tuple[Any, type[LutraError], str]] = {
         "model.extra.weight has no place",
     ),
     "nan": (nan, BadWeights, "q_proj.weight has NaN in row 17"),
+    "too large": (
+        lambda f: rewrite_weights(
+            f, model__layers__0__self_attn__q_proj__weight=np.full((32, 32), 1e300)
+        ),
+        BadWeights,
+        "q_proj.weight has infinity in row 0",
+    ),
+    "codes": (
+        lambda f: rewrite_weights(f, lm_head__weight=np.ones((300, 32), np.int8)),
+        UnsupportedMath,
+        "lm_head.weight is I8, need F64 or F32.*quantized already",
+    ),
+    "unknown type": (
+        unknown_type,
+        TruncatedSource,
+        "is 'U32', which is not one of.* give a copy in one of them",
+    ),
+    "architectures": (lambda f: edit_config(f, architectures=5), UnknownArchitecture, "is 5"),
+    "huge": (lambda f: edit_config(f, hidden_size=10**12), UnsupportedMath, r"below 2\^31"),
+    "heads": (lambda f: edit_config(f, hidden_size=30), UnsupportedMath, "is 30 for 4 attention"),
+    "many heads": (
+        lambda f: edit_config(f, num_attention_heads=64),
+        UnsupportedMath,
+        "is 32 for 64 attention",
+    ),
+    "odd head": (lambda f: edit_config(f, head_dim=7), UnsupportedMath, "head_dim gives 7"),
+    "rope": (lambda f: edit_config(f, rope_theta=1e-300), UnsupportedMath, "rope_theta"),
+    "longrope": (
+        lambda f: edit_config(
+            f,
+            rope_scaling={
+                "rope_type": "longrope",
+                "short_factor": [1.0] * 4,
+                "long_factor": [1.0] * 4,
+                "original_max_position_embeddings": 1,
+            },
+        ),
+        UnsupportedMath,
+        "no finite numbers",
+    ),
+    "top_p": (lambda f: sampling(f, top_p=0), TruncatedSource, "generation_config.json: top_p"),
+    "top_k": (lambda f: sampling(f, top_k=math.inf), TruncatedSource, "generation_config.json"),
 }
 
 
@@ -197,6 +254,85 @@ def test_a_broken_checkpoint_is_refused_and_nothing_is_written(
     with pytest.raises(error, match=message):
         convert(checkpoint, out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, DEFAULT_SAMPLING),
+        ({"temperature": 0.3}, DEFAULT_SAMPLING),  # says nothing without do_sample
+        ({"do_sample": True}, Sampling(temperature=1.0, top_k=50)),
+        ({"do_sample": True, "temperature": None}, Sampling(temperature=1.0, top_k=50)),
+        ({"do_sample": True, "temperature": 0.3}, Sampling(temperature=0.3, top_k=50)),
+        ({"do_sample": True, "top_k": 5, "top_p": 0.9}, Sampling(1.0, top_k=5, top_p=0.9)),
+    ],
+)
+def test_sampling_that_the_checkpoint_asks_for(values: dict[str, Any], expected: Sampling) -> None:
+    assert with_defaults(DEFAULT_SAMPLING, read_generation(values)) == expected
+
+
+def test_weights_that_are_cut_during_the_conversion(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, path = conversion._encode, checkpoint / "model.safetensors"
+
+    def cut_and_encode(*arguments: Any) -> float:
+        os.truncate(path, 10_000)
+        return encode(*arguments)
+
+    monkeypatch.setattr(conversion, "_encode", cut_and_encode)
+    with pytest.raises(TruncatedSource, match=r"model\.safetensors: ends in tensor"):
+        convert(checkpoint, tmp_path / "m.lutra")
+    assert not (tmp_path / "m.lutra").exists()
+
+
+class Notes(Silent):
+    """Keeps what a conversion notes."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.mark.parametrize("source", ["{% if x %}", "{{ 1 + }}"])
+def test_a_template_that_does_not_compile_is_noted(
+    source: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("jinja2")
+    (checkpoint / "chat_template.jinja").write_text(source)
+    watcher = Notes()
+    convert(checkpoint, tmp_path / "m.lutra", watcher=watcher)
+    assert watcher.texts[0].startswith("note: the chat template is ")
+    assert "chat will not work" in watcher.texts[1]
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    watcher = Notes()
+    convert(checkpoint, tmp_path / "m.lutra", watcher=watcher, overwrite=True)
+    assert watcher.texts == []
+
+
+def test_a_byte_order_mark_does_no_harm(checkpoint: Path, tmp_path: Path) -> None:
+    path = checkpoint / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert convert(checkpoint, tmp_path / "m.lutra").model_type == "llama"
+
+
+@pytest.mark.parametrize("form", ["f32", "w8gc", "ternary"])
+def test_the_error_of_huge_weights_is_a_number(form: str, checkpoint: Path, tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32) * np.float32(1e30)
+    rewrite_weights(checkpoint, model__layers__0__self_attn__q_proj__weight=weights)
+    manifest = convert(checkpoint, tmp_path / "m.lutra", weights=form)
+    assert (form == "f32") == (manifest.tensors["layers.0.q"].relative_rms_error == 0)
+    assert manifest.tensors["layers.0.q"].relative_rms_error < 1
+
+
+def test_scales_over_the_range_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    weights = np.full((32, 32), 3e38, np.float32)
+    weights[0, 0] = -3e38
+    rewrite_weights(checkpoint, model__layers__0__self_attn__q_proj__weight=weights)
+    with pytest.raises(BadWeights, match="over the range of w4gca"):
+        convert(checkpoint, tmp_path / "m.lutra", weights="w4gca")
 
 
 def test_every_source_error_has_its_own_exit_code() -> None:
@@ -221,6 +357,41 @@ def test_output_already_there(checkpoint: Path, tmp_path: Path) -> None:
     convert(checkpoint, out, weights="w8gc", overwrite=True)
     assert str(Bundle.open(out).manifest.tensors["layers.0.q"].form) == "w8gc"
     assert leftovers(out) == ["m.lutra"]
+
+
+def test_overwrite_of_a_link_leaves_what_it_leads_to(checkpoint: Path, tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    convert(checkpoint, real, weights="w4g64")
+    link.symlink_to(real)
+    convert(checkpoint, link, weights="w8gc", overwrite=True)
+    assert not link.is_symlink()
+    for out, form in ((real, "w4g64"), (link, "w8gc")):
+        assert str(Bundle.open(out).manifest.tensors["layers.0.q"].form) == form
+    assert leftovers(link) == ["link"]
+
+
+def test_overwrite_spares_an_older_folder_of_the_same_name(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.lutra"
+    convert(checkpoint, out)
+    (tmp_path / "m.lutra.old").mkdir()
+    (tmp_path / "m.lutra.old" / "mine").write_text("x")
+    convert(checkpoint, out, weights="w8gc", overwrite=True)
+    assert leftovers(out) == ["m.lutra", "m.lutra.old"]
+    assert (tmp_path / "m.lutra.old" / "mine").is_file()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("out", ["", ".", "..", "/", "x" * 250, "x" * 300, "taken"])
+def test_outputs_that_cannot_be(
+    out: str, overwrite: bool, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken.partial").write_text("mine")
+    with pytest.raises(OutputExists):
+        convert(checkpoint, out, overwrite=overwrite)
+    assert Path("taken.partial").read_text() == "mine"
 
 
 def test_overwrite_spares_what_is_no_bundle(checkpoint: Path, tmp_path: Path) -> None:
@@ -314,6 +485,51 @@ def test_another_plan_or_source_starts_again(
     manifest = convert(checkpoint, out, weights="w8gc")
     assert len(encoded) == len(manifest.tensors)
     verify(Bundle.open(out))
+
+
+def test_what_fails_at_the_last_step_is_not_done_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, target: Path) -> Path:
+        raise Stop
+
+    out = tmp_path / "m.lutra"
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(Stop):
+        convert(checkpoint, out)
+    monkeypatch.undo()
+    encoded = interrupt_after(1000, monkeypatch)
+    convert(checkpoint, out)
+    assert encoded == []
+    assert sorted(p.name for p in out.iterdir()) == [
+        "manifest.json",
+        "tokenizer.json",
+        "weights.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "journal.jsonl"])
+@pytest.mark.parametrize("content", [b"", b"[1]\n", b"\xff\xfe\n"])
+def test_damage_to_what_an_interrupted_conversion_left_starts_it_again(
+    name: str, content: bytes, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.lutra"
+    convert(checkpoint, tmp_path / "whole")
+    interrupt_after(7, monkeypatch)
+    with pytest.raises(Stop):
+        convert(checkpoint, out)
+    monkeypatch.undo()
+    (tmp_path / "m.lutra.partial" / name).write_bytes(content)
+    convert(checkpoint, out)
+    weights = "weights.safetensors"
+    assert (out / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+def test_another_context_starts_again(checkpoint: Path) -> None:
+    """Constants depend on it: longrope has two sets of frequencies."""
+    formats = Formats.parse("w4g64")
+    keys = [conversion.prepare(checkpoint, formats, context=n).key for n in (32, 64, None)]
+    assert keys[0] != keys[1] == keys[2]
 
 
 def test_a_journal_line_that_was_cut_does_not_count(

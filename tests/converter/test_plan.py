@@ -24,6 +24,12 @@ def test_roles_get_their_formats() -> None:
     assert formats["layers.1.attention_norm"] == "f32"
 
 
+@pytest.mark.parametrize("empty", [{"head": ""}, {"embedding": ""}])
+def test_an_empty_format_is_none(empty: dict[str, str]) -> None:
+    with pytest.raises(UnknownFormat, match="weight format ''"):
+        Formats.parse("w4g64", **empty)
+
+
 def test_a_tied_embedding_is_the_heads() -> None:
     assert plan_formats("w2g64", head="w8gc", embedding="f16", tied=True)["embed"] == "w8gc"
 

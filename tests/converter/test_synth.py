@@ -159,6 +159,29 @@ def test_full_disk_is_told_from_a_broken_one(
     assert not (tmp_path / "model" / "config.json").exists()
 
 
+def test_a_disk_that_fills_up_at_the_end_leaves_no_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
+
+    def fail(path: Path, text: str, encoding: str) -> int:
+        write(path, "", encoding=encoding)
+        if path.name.startswith("config.json"):
+            raise OSError(errno.ENOSPC, "full")
+        return 0
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(NoSpace):
+        synthesize(TINY, tmp_path / "model")
+    assert not (tmp_path / "model" / "config.json").exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputExists, match="Not a directory"):
+        synthesize(TINY, tmp_path / "file" / "model")
+
+
 def test_bad_arguments_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="f64"):
         synthesize(TINY, tmp_path / "model", dtype="f64")

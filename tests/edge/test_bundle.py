@@ -13,6 +13,7 @@ from edge import manifest as manifests
 from edge.bundle import Bundle, verify
 from edge.errors import (
     AlteredBundle,
+    BadGraph,
     BadManifest,
     BundleNotFound,
     LutraError,
@@ -57,6 +58,12 @@ def set_format(data: dict[str, Any]) -> None:
     data["tensors"]["layers.0.q"]["format"] = "w8gc"
 
 
+def first_norm(data: dict[str, Any]) -> dict[str, Any]:
+    ops = [op for subgraph in data["graph"]["subgraphs"] for op in subgraph["ops"]]
+    norm: dict[str, Any] = next(op for op in ops if op["op"] == "norm")
+    return norm
+
+
 OPENING: dict[str, tuple[Any, type[LutraError], str]] = {
     "empty folder": (lambda b: (b / "manifest.json").unlink(), BundleNotFound, "no manifest.json"),
     "cut manifest": (cut, BadManifest, "not whole"),
@@ -98,6 +105,89 @@ OPENING: dict[str, tuple[Any, type[LutraError], str]] = {
         ),
         LutraError,
         "'warp' is not one",
+    ),
+    "file outside": (
+        lambda b: rewrite(
+            b, lambda d: d["files"].update({"../x": {"byte_count": 1, "sha256": ""}}), sign=True
+        ),
+        BadManifest,
+        "outside of the bundle",
+    ),
+    "compiled file outside": (
+        lambda b: rewrite(
+            b,
+            lambda d: d["artifacts"].append({"path": "/x", "target": "ref", "tools": {}}),
+            sign=True,
+        ),
+        BadManifest,
+        "file '/x' is outside of the bundle",
+    ),
+    "weights not listed": (
+        lambda b: rewrite(b, lambda d: d["files"].pop("weights.safetensors"), sign=True),
+        BadManifest,
+        "not among its files",
+    ),
+    "no context": (
+        lambda b: rewrite(b, lambda d: d["graph"].update(context=0), sign=True),
+        BadGraph,
+        "manifest.json: a context of 0; copy",
+    ),
+    "eps": (
+        lambda b: rewrite(b, lambda d: first_norm(d).update(eps="small"), sign=True),
+        BadGraph,
+        "manifest.json: op norm .*: eps is 'small', need float",
+    ),
+    "end tokens": (
+        lambda b: rewrite(b, lambda d: d["tokenizer"].update(eos_ids=["2"]), sign=True),
+        BadManifest,
+        "manifest.json: .*eos_ids is .'2',., need tuple",
+    ),
+    "an end token": (
+        lambda b: rewrite(b, lambda d: d["tokenizer"].update(eos_ids=2), sign=True),
+        BadManifest,
+        "eos_ids is 2",
+    ),
+    "chat template": (
+        lambda b: rewrite(b, lambda d: d["tokenizer"].update(chat_template=["x"]), sign=True),
+        BadManifest,
+        "chat_template is .'x'.",
+    ),
+    "special tokens": (
+        lambda b: rewrite(b, lambda d: d["tokenizer"].update(special_tokens={"a": 1}), sign=True),
+        BadManifest,
+        "special_tokens is",
+    ),
+    "temperature": (
+        lambda b: rewrite(b, lambda d: d["generation"].update(temperature="hot"), sign=True),
+        BadManifest,
+        "temperature is 'hot'",
+    ),
+    "name": (
+        lambda b: rewrite(b, lambda d: d.update(name=5), sign=True),
+        BadManifest,
+        "name is 5, need str",
+    ),
+    "tokenizer": (
+        lambda b: rewrite(b, lambda d: d.update(tokenizer=5), sign=True),
+        BadManifest,
+        "AttributeError",
+    ),
+    "size": (
+        lambda b: rewrite(b, lambda d: d["graph_sizes"][0].update(rows="1"), sign=True),
+        BadManifest,
+        "rows is '1'",
+    ),
+    "error": (
+        lambda b: rewrite(
+            b, lambda d: d["tensors"]["head"].update(relative_rms_error=None), sign=True
+        ),
+        BadManifest,
+        "relative_rms_error is None",
+    ),
+    "digest of a file": (
+        lambda b: rewrite(b, lambda d: d["files"]["tokenizer.json"].update(sha256=5), sign=True),
+        BadManifest,
+        "sha256 is 5",
     ),
     "short weights": (
         shorten,
@@ -148,6 +238,8 @@ def test_opening_maps_the_weights_and_reads_nothing_else(
 def test_no_bundle_there_says_what_is(tmp_path: Path) -> None:
     with pytest.raises(BundleNotFound, match="no bundle at"):
         Bundle.open(tmp_path / "x.lutra")
+    with pytest.raises(BundleNotFound, match="no bundle at"):
+        Bundle.open("")
     make_checkpoint(tmp_path / "tiny")
     with pytest.raises(BundleNotFound, match="is a checkpoint, not a bundle; lutra convert"):
         Bundle.open(tmp_path / "tiny")

@@ -70,6 +70,12 @@ def test_attention_must_fit_its_cache() -> None:
         with_op(graph, 2, replace(attention, cache=1)).validate()
     with pytest.raises(BadGraph, match="the cache takes"):
         with_op(graph, 2, replace(attention, key="q_turned")).validate()
+    with pytest.raises(BadGraph, match="a window of 0"):
+        with_op(graph, 2, replace(attention, window=0)).validate()
+    second = replace(attention, out="b")
+    twice = replace(graph.subgraphs[2], ops=(*graph.subgraphs[2].ops, second))
+    with pytest.raises(BadGraph, match="cache 0 is another attention's"):
+        replace(graph, subgraphs=(*graph.subgraphs[:2], twice, *graph.subgraphs[3:])).validate()
 
 
 def test_rows_without_logits_and_logits_without_rows() -> None:
@@ -82,6 +88,10 @@ def test_empty_and_duplicate() -> None:
     graph = tiny_graph()
     with pytest.raises(BadGraph, match="no ops"):
         replace(graph, subgraphs=(Subgraph("head", None, ()),)).shapes()
+    with pytest.raises(BadGraph, match="no ops at its end"):
+        replace(graph, subgraphs=(*graph.subgraphs, Subgraph("head", None, ()))).validate()
+    with pytest.raises(BadGraph, match="a context of 0"):
+        replace(graph, context=0).validate()
     with pytest.raises(BadGraph, match="same name"):
         replace(graph, tensors=graph.tensors * 2).shapes()
 
@@ -93,6 +103,23 @@ def test_empty_and_duplicate() -> None:
         lambda d: d["subgraphs"][1]["ops"][0].update(surprise=1),
         lambda d: d["subgraphs"][1]["ops"][0].pop("weight"),
         lambda d: d["tensors"][0].update(role="boss"),
+        lambda d: d["subgraphs"][0].update(kind="cellar"),
+        lambda d: d["subgraphs"][4]["ops"][3].update(function="sigmoid"),
+        lambda d: d["subgraphs"][0]["ops"][0].update(scale="1"),
+        lambda d: d["subgraphs"][1]["ops"][0].update(eps=None),
+        lambda d: d["subgraphs"][1]["ops"][0].update(eps=float("nan")),
+        lambda d: d["subgraphs"][1]["ops"][0].update(eps=True),
+        lambda d: d["subgraphs"][1]["ops"][0].update(eps=10**400),
+        lambda d: d["subgraphs"][1]["ops"][0].update(x=["x"]),
+        lambda d: d["subgraphs"][2]["ops"][-1].update(cache="0"),
+        lambda d: d["subgraphs"][2]["ops"][-1].update(window=4.5),
+        lambda d: d["subgraphs"][2]["ops"][-1].update(softcap=[]),
+        lambda d: d["subgraphs"][1].update(layer="0"),
+        lambda d: d["caches"][0].update(head_dim=6.0),
+        lambda d: d["tensors"][0].update(shape=[32, 24.0]),
+        lambda d: d["tensors"][0].update(shape="ab"),
+        lambda d: d.update(context="64"),
+        lambda d: d.update(tensors=["x"]),
         lambda d: d.pop("caches"),
         lambda d: d.update(tensors=3),
     ],
@@ -102,4 +129,11 @@ def test_damaged_json_is_refused(damage: object) -> None:
     assert callable(damage)
     damage(data)
     with pytest.raises(BadGraph):
+        graphs.from_json(data, 1, 1)
+
+
+def test_a_field_of_the_wrong_type_is_named() -> None:
+    data = graphs.to_json(tiny_graph())
+    data["subgraphs"][1]["ops"][0]["eps"] = "small"
+    with pytest.raises(BadGraph, match="op norm 'h': eps is 'small', need float"):
         graphs.from_json(data, 1, 1)

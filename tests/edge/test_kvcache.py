@@ -50,6 +50,22 @@ def test_memory_grows_with_use_and_keeps_what_is_there() -> None:
     assert np.array_equal(keys, np.repeat([1, 2, 3], [200, 100, 700]))
 
 
+def test_growth_that_is_interrupted_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = KVCache(LAYERS, 1000)
+    fill(cache, 256, 1.0)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edge.kvcache.np.zeros", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.reserve(1)
+    monkeypatch.undo()
+    assert cache.capacity == 256
+    fill(cache, 1, 2.0)
+    assert cache.filled(0, 0)[0].shape == (2, 257, 4)
+
+
 def test_bytes_per_token_counts_keys_and_values_of_all_layers() -> None:
     assert KVCache(LAYERS, 10).bytes_per_token == 2 * (2 * 4 + 8) * 4
     assert KVCache(LAYERS, 10, "f16").bytes_per_token == 2 * (2 * 4 + 8) * 2

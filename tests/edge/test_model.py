@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 import edge
 from converter.convert import convert
@@ -17,8 +21,8 @@ from edge.errors import (
     UsageError,
 )
 from edge.manifest import GenerationDefaults
-from edge.model import Model, with_defaults
-from edge.reference import WeightCache
+from edge.model import DEFAULT_SAMPLING, Model, Session, with_defaults
+from edge.reference import WeightCache, memory_budget
 from edge.sampler import Sampling
 from tests.checkpoints import make_checkpoint
 
@@ -104,8 +108,89 @@ def test_a_session_runs_only_what_is_new(model: Model, monkeypatch: pytest.Monke
     assert once == [r.token for r in model.stream(changed, max_tokens=3, sampling=GREEDY)]
 
 
+def test_a_second_stream_on_a_session_ends_the_first(model: Model) -> None:
+    session = model.session()
+    first = model.stream(PROMPT, sampling=GREEDY, session=session)
+    next(first)
+    second = model.stream([1, 2, 3], max_tokens=5, sampling=GREEDY, session=session)
+    begun = [next(second).token]
+    with pytest.raises(UsageError, match="ended this one; finish a stream before the next"):
+        next(first)
+    drawn = begun + [record.token for record in second]
+    fresh = model.stream([1, 2, 3], max_tokens=5, sampling=GREEDY)
+    assert drawn == [record.token for record in fresh]
+
+
+def test_a_prompt_that_is_refused_ends_the_stream_before_it_too(model: Model) -> None:
+    session = model.session()
+    first = model.stream(PROMPT, sampling=GREEDY, session=session)
+    next(first)
+    with pytest.raises(PromptTooLong):
+        model.stream([1] * 65, session=session)
+    with pytest.raises(UsageError, match="another stream"):
+        next(first)
+
+
+def test_a_session_belongs_to_its_model(path: Path, model: Model) -> None:
+    other = edge.load(path, target="ref")
+    with pytest.raises(UsageError, match="another model's; make one with"):
+        model.stream(PROMPT, session=other.session())
+    own = Session(model.session().cache)  # made by hand: the caller knows
+    assert len(list(model.stream(PROMPT, max_tokens=2, session=own))) == 2
+
+
+def test_the_rate_of_a_prefill_counts_what_was_run(model: Model) -> None:
+    session = model.session()
+    (first,) = model.stream(PROMPT, max_tokens=1, session=session)
+    assert (first.prompt_tokens, first.reused_tokens) == (20, 0)
+    (second,) = model.stream([*PROMPT, 1, 2], max_tokens=1, session=session)
+    assert (second.prompt_tokens, second.reused_tokens) == (22, 20)
+    assert second.prefill_tok_s == pytest.approx(2 / second.prefill_s)
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_a_session_never_drifts_from_a_fresh_start(model: Model, data: st.DataObject) -> None:
+    """Prompts that go on, go back or start again; ends by length, stop string, context, or early.
+
+    Errors leave the session usable.
+    """
+    session = model.session()
+    tokens = st.lists(st.integers(3, 299), min_size=1, max_size=30)
+    for _ in range(4):
+        kept = data.draw(st.integers(0, len(session.tokens)))
+        prompt = session.tokens[:kept] + data.draw(tokens)
+        sampling = Sampling(temperature=1.2, repetition_penalty=1.1, seed=data.draw(st.integers(0)))
+        stop = data.draw(st.sampled_from([(), ("e",), ("a", "of")]))
+        limit = data.draw(st.sampled_from([1, 3, None]))
+        steps = data.draw(st.sampled_from([1, 2, None]))
+
+        def run(
+            held: edge.Session | None,
+            prompt: list[int] = prompt,
+            sampling: Sampling = sampling,
+            stop: tuple[str, ...] = stop,
+            limit: int | None = limit,
+            steps: int | None = steps,
+        ) -> list[tuple[str, int | None, str | None]] | str:
+            try:
+                records = model.stream(
+                    prompt, max_tokens=limit, sampling=sampling, stop=stop, session=held
+                )
+            except PromptTooLong as error:
+                return error.what
+            return [(r.text, r.token, r.finish_reason) for r in islice(records, steps)]
+
+        found, expected = run(session), run(None)
+        if isinstance(found, str):  # its counts are of what was to be run
+            assert isinstance(expected, str)
+        else:
+            assert found == expected
+        assert session.cache.length <= len(session.tokens)
+
+
 def test_f16_cache_is_close_and_not_the_same(path: Path, model: Model) -> None:
-    half = edge.load(path, cache_format="f16").logits(PROMPT)
+    half = edge.load(path, target="ref", cache_format="f16").logits(PROMPT)
     assert 0 < relative(half, model.logits(PROMPT)) < 1e-2
 
 
@@ -113,7 +198,7 @@ def test_bad_tokens(model: Model) -> None:
     for ids, message in [
         ([300], "token id 300"),
         ([-1], "token id -1"),
-        ([], "shape"),
+        ([], "no tokens"),
         ([[1]], "shape"),
         ([1.5], "float64"),
     ]:
@@ -175,7 +260,7 @@ def test_without_the_tokenizers_package_ids_still_run(
     model: Model, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    bare = edge.load(path)
+    bare = edge.load(path, target="ref")
     ids = [r.token for r in bare.stream(PROMPT, max_tokens=3, sampling=GREEDY)]
     assert ids == [r.token for r in model.stream(PROMPT, max_tokens=3, sampling=GREEDY)]
     with pytest.raises(MissingDependency, match="pip install tokenizers"):
@@ -185,8 +270,16 @@ def test_without_the_tokenizers_package_ids_still_run(
 def test_the_checkpoints_sampling_defaults_are_used() -> None:
     base = Sampling(temperature=0.8, top_p=0.95)
     defaults = GenerationDefaults(temperature=0.3, top_k=20)
-    assert with_defaults(base, defaults) == Sampling(temperature=0.3, top_k=20, top_p=0.95)
+    assert with_defaults(base, defaults) == Sampling(temperature=0.3, top_k=20)
     assert with_defaults(base, GenerationDefaults()) == base
+
+
+def test_what_the_checkpoint_leaves_out_is_transformers_default() -> None:
+    theirs = Sampling(temperature=1.0, top_k=50, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
+    for field in fields(GenerationDefaults):
+        value = {field.name: getattr(theirs, field.name)}
+        found = with_defaults(DEFAULT_SAMPLING, GenerationDefaults(**value))
+        assert found == theirs
 
 
 def test_weights_over_the_memory_budget_are_dequantized_each_time(model: Model) -> None:
@@ -195,6 +288,17 @@ def test_weights_over_the_memory_budget_are_dequantized_each_time(model: Model) 
     assert np.array_equal(cache.dense("layers.0.q"), WeightCache(model.bundle).dense("layers.0.q"))
     kept = WeightCache(model.bundle, budget_bytes=1 << 20)
     assert kept.dense("layers.0.q") is kept.dense("layers.0.q")
+
+
+def test_memory_that_the_system_does_not_tell_is_2_gib(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    assert memory_budget(meminfo) == 2 << 30
+    for text in (b"", b"MemFree: 1 kB\n", b"MemAvailable:\n", b"MemAvailable: x kB\n", b"\xff:"):
+        meminfo.write_bytes(text)
+        assert memory_budget(meminfo) == 2 << 30
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable: 8 kB\n")
+    assert memory_budget(meminfo) == 4096
+    assert memory_budget(tmp_path) == 2 << 30  # exists, and cannot be read
 
 
 def test_a_trained_model_tells_its_story(stories: Path, tmp_path: Path) -> None:

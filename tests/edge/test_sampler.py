@@ -4,6 +4,7 @@ data/sampler.npz holds Transformers' results; data/make_sampler.py made it.
 """
 
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -158,12 +159,27 @@ def test_draws_are_as_frequent_as_probable() -> None:
     assert counts[4] == 0
 
 
-@pytest.mark.parametrize("temperature", [1e-30, 1e-3, 1e30])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-30, 1e-3, 1e30, 3.4e38])
 def test_any_temperature_and_any_finite_logits(temperature: float) -> None:
     logits = np.array([-3e38, 0, 3e38, -np.inf], np.float32)
     ids, values = Sampler(Sampling(temperature)).distribution(logits)
     assert np.isfinite(values).all()
     assert 3 not in ids
+
+
+def test_a_temperature_under_float32_is_greedy() -> None:
+    ids, values = Sampler(Sampling(1e-300)).distribution(np.array([1, 3, 3], np.float32))
+    assert (ids.tolist(), values.tolist()) == ([1], [1.0])
+
+
+@pytest.mark.parametrize("penalty", [1.2e-38, 1e-30, 1e30, 3.4e38])
+def test_any_penalty_keeps_finite_logits_drawable(penalty: float) -> None:
+    logits = np.array([-3e38, -5, 0, 7, 3e38, -np.inf], np.float32)
+    ids, values = Sampler(Sampling(repetition_penalty=penalty)).distribution(logits, range(6))
+    assert np.isfinite(values).all()
+    assert 5 not in ids
+    negative = np.full(3, -4, np.float32)
+    assert Sampler(Sampling(repetition_penalty=penalty)).pick(negative, [0, 1, 2]) in range(3)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling.greedy(), Sampling(top_k=1)])
@@ -184,15 +200,15 @@ def test_history_outside_the_vocabulary(token: int) -> None:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("temperature", [-0.1, math.nan, math.inf]),
+        ("temperature", [-0.1, math.nan, math.inf, 1e39]),
         ("top_k", [-1]),
         ("top_p", [0, -1, 1.1, math.nan]),
         ("min_p", [-0.1, 1.1, math.nan]),
-        ("repetition_penalty", [0, -1, math.inf, math.nan]),
+        ("repetition_penalty", [0, -1, math.inf, math.nan, 1e-300, 1e39]),
         ("seed", [-1]),
     ],
 )
 def test_settings_out_of_range(name: str, values: list[float]) -> None:
     for value in values:
-        with pytest.raises(UsageError, match=f"{name} is {value}; give "):
+        with pytest.raises(UsageError, match=re.escape(f"{name} is {value}; give ")):
             Sampling(**{name: value})

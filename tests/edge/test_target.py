@@ -89,6 +89,11 @@ def test_features_come_from_the_kernel(tmp_path: Path, monkeypatch: pytest.Monke
     )
     monkeypatch.setattr(targets.platform, "machine", lambda: "x86_64")
     assert this_machine(cpuinfo).features == {"avx2", "avx512"}
+    second = "avx2 fma f16c avx512f avx512bw avx512vl avx512dq avx512_vnni"
+    cpuinfo.write_text(f"flags : {second}\n")
+    assert this_machine(cpuinfo).features == {"avx2", "avx512"}  # Cascade Lake: no GFNI
+    cpuinfo.write_text(f"flags : {second} gfni avx512vbmi\n")
+    assert this_machine(cpuinfo).features == {"avx2", "avx512", "vnni"}
     cpuinfo.write_text("Features : fp asimd asimddp i8mm\n")
     monkeypatch.setattr(targets.platform, "machine", lambda: "arm64")
     assert this_machine(cpuinfo).features == {"neon", "dotprod", "i8mm"}
@@ -102,3 +107,12 @@ def test_a_feature_without_what_it_implies_does_not_count(
     monkeypatch.setattr(targets.platform, "machine", lambda: "x86_64")
     assert this_machine(cpuinfo).features == frozenset()
     assert this_machine(tmp_path / "none").features == frozenset()
+
+
+def test_an_odd_or_unreadable_cpuinfo_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets.platform, "machine", lambda: "aarch64")
+    assert this_machine(tmp_path).features == {"neon"}  # a folder exists, and cannot be read
+    (tmp_path / "cpuinfo").write_bytes(b"Hardware : \xff\xfe\nFeatures : asimd asimddp\n")
+    assert this_machine(tmp_path / "cpuinfo").features == {"neon", "dotprod"}

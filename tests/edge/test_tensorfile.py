@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,19 @@ def test_we_read_what_the_safetensors_library_writes(tmp_path: Path) -> None:
     save_file(ARRAYS, tmp_path / "x.safetensors", metadata={"format": "np"})
     file = TensorFile(tmp_path / "x.safetensors")
     assert all(np.array_equal(file.array(name), array) for name, array in ARRAYS.items())
+
+
+def test_a_file_that_is_cut_after_it_was_opened_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write(path)
+    for error in (TruncatedSource, TruncatedBundle):
+        write(path)
+        file = TensorFile(path, error)
+        os.truncate(path, file.entries["odd"].start + 21)
+        assert file.read("odd", 0, 1).tolist() == [[0, 1, 2, 3, 4]]
+        for first in (1, 2):
+            with pytest.raises(error, match=r"x\.safetensors: ends in tensor odd"):
+                file.read("odd", first, first + 1)
 
 
 def test_whole_lines_are_aligned_and_others_for_their_type(tmp_path: Path) -> None:

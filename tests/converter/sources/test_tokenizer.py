@@ -4,6 +4,7 @@ data/tokenizer.json holds Transformers' results; data/make_tokenizer.py made it.
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from converter.sources.tokenizer import (
     self_contained,
     special_tokens,
 )
-from edge.errors import TruncatedSource
+from edge.errors import SourceNotFound, TruncatedSource
 from edge.tokenizer import Tokenizer
 from tests.checkpoints import make_checkpoint
 
@@ -142,11 +143,37 @@ def test_special_tokens_are_those_with_text() -> None:
         ({"default": "d", "rag": "r"}, "d"),
         ({"tool_use": "t", "rag": "r"}, None),
         ([], None),
-        (3, None),
     ],
 )
 def test_forms_of_the_chat_template(value: object, expected: str | None) -> None:
     assert read_record(files(config={"chat_template": value})).chat_template == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        5,
+        True,
+        [5],
+        ["a"],
+        [{}],
+        [{"name": [1], "template": "x"}],
+        [{"name": "default", "template": None}],
+        {"a": 1},
+        {"default": "d", "rag": ["r"]},
+    ],
+    ids=str,
+)
+def test_a_chat_template_of_another_form(value: object) -> None:
+    with pytest.raises(TruncatedSource, match=r"tokenizer_config\.json: chat_template (is|holds) "):
+        read_record(files(config={"chat_template": value}))
+
+
+@pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens"])
+@pytest.mark.parametrize("value", [5, "<s>", [5], [None], {"image": 5}, [{"content": 5}]], ids=str)
+def test_special_tokens_of_another_form(key: str, value: object) -> None:
+    with pytest.raises(TruncatedSource, match=f"tokenizer_config.json: {key} (is|holds) "):
+        self_contained(files(config={key: value}, tokenizer=TOKENS))
 
 
 def test_the_template_file_overrules_the_config() -> None:
@@ -221,6 +248,14 @@ def array(folder: Path) -> None:
     write(folder, "tokenizer.json", [])
 
 
+def empty(folder: Path) -> None:
+    write(folder, "tokenizer.json", {})
+
+
+def text_ids(folder: Path) -> None:
+    write(folder, "tokenizer.json", {"model": {"vocab": {"a": "0"}}, "added_tokens": []})
+
+
 def no_vocabulary(folder: Path) -> None:
     write(folder, "tokenizer.json", {"model": {}, "added_tokens": []})
 
@@ -248,6 +283,8 @@ def wrong_template(folder: Path) -> None:
     [
         (cut, "tokenizer.json"),
         (array, "tokenizer.json"),
+        (empty, "tokenizer.json: an empty object"),
+        (text_ids, "tokenizer.json: the id of token 'a' is '0'"),
         (no_vocabulary, "tokenizer.json"),
         (wrong_tokens, "tokenizer.json"),
         (wrong_model, "tokenizer.json"),
@@ -261,3 +298,33 @@ def test_damaged_files_are_named(
     damage(checkpoint)
     with pytest.raises(TruncatedSource, match=named):
         read_tokenizer(open_checkpoint(checkpoint))
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def broken_link(path: Path) -> None:
+    path.symlink_to(path.parent / "nowhere")
+
+
+@pytest.mark.parametrize("make", [pipe, broken_link, Path.mkdir])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_file_that_is_there_and_cannot_be_read(
+    checkpoint: Path, make: Callable[[Path], None], name: str
+) -> None:
+    (checkpoint / name).unlink(missing_ok=True)
+    make(checkpoint / name)
+    with pytest.raises(SourceNotFound, match=f"{name}: no file that can be read"):
+        read_tokenizer(open_checkpoint(checkpoint))
+
+
+def test_a_file_without_permission(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_checkpoint(checkpoint)
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(SourceNotFound, match=r"tokenizer_config\.json: Permission denied"):
+        read_tokenizer(opened)
