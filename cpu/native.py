@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cpu.kernels.families import COMMON, families
 from cpu.kernels.step import NAME
-from edge.errors import UnknownTarget
+from edge.errors import MissingDependency, UnknownTarget
 from edge.formats import Format
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ class Native:
     """Kernels by name, and the step that calls them, of one or several pieces of machine code."""
 
     def __init__(self, codes: Sequence[Code], *, matrix_unit: bool) -> None:
+        if matrix_unit:
+            ask_for_tiles()
         self._codes = codes  # keeps the machine code alive
         self.matrix_unit = matrix_unit
         kind = ctypes.CFUNCTYPE(
@@ -66,9 +70,26 @@ def compile_native(formats: Iterable[Format], isa: Isa) -> Native:
         if name == COMMON:
             emit_step(module)
         codes.append(Loaded(isa, object_code(module)))
-    if isa.tiles is not None:
-        ask_for_tiles()
     return Native(codes, matrix_unit=isa.tiles is not None)
+
+
+def compile_library(formats: Iterable[Format], isa: Isa, out: Path) -> dict[str, str]:
+    """Compile the kernels into one library that calls no other; returns the tools' versions."""
+    if importlib.util.find_spec("llvmlite") is None:
+        raise MissingDependency("compiling ahead needs llvmlite", 'pip install "lutra[convert]"')
+    import llvmlite
+
+    from cpu.codegen.emit import Module, object_code
+    from cpu.codegen.link import shared_library
+    from cpu.kernels.step import emit_step
+
+    module = Module(isa)
+    for kernels in families(formats, matrix_unit=isa.tiles is not None).values():
+        for kernel in kernels:
+            kernel.emit(module)
+    emit_step(module)
+    shared_library(object_code(module), out)
+    return {"llvmlite": llvmlite.__version__}
 
 
 def ask_for_tiles() -> None:

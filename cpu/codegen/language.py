@@ -9,40 +9,47 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
-
-from llvmlite import ir
 
 if TYPE_CHECKING:
     from cpu.codegen.isa import Isa
 
+try:
+    from llvmlite import ir
+except ImportError:  # a device runs what was compiled ahead
+    ir = None
 
-class _BFloat(ir.Type):  # type: ignore[misc]
+
+@cache
+def _element(name: str) -> ir.Type:
+    """An element type as LLVM's. Made when first used: a device names kernels and writes none."""
+    if name == "bf16":
+        return _bfloat()
+    if name == "ptr":
+        return ir.IntType(8).as_pointer()
+    floats = {"f16": ir.HalfType, "f32": ir.FloatType}
+    return floats[name]() if name in floats else ir.IntType(int(name[1:]))
+
+
+def _bfloat() -> ir.Type:
     """bfloat16, which llvmlite has no class for."""
 
-    null = "0.0"
+    class BFloat(ir.Type):  # type: ignore[misc]
+        null = "0.0"
 
-    def _to_string(self) -> str:
-        return "bfloat"
+        def _to_string(self) -> str:
+            return "bfloat"
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, BFloat)
 
-    def __hash__(self) -> int:
-        return hash(_BFloat)
+        def __hash__(self) -> int:
+            return hash(BFloat)
+
+    return BFloat()
 
 
-_ELEMENTS: dict[str, ir.Type] = {
-    "i1": ir.IntType(1),
-    "i8": ir.IntType(8),
-    "i16": ir.IntType(16),
-    "i32": ir.IntType(32),
-    "i64": ir.IntType(64),
-    "f16": ir.HalfType(),
-    "bf16": _BFloat(),
-    "f32": ir.FloatType(),
-    "ptr": ir.IntType(8).as_pointer(),
-}
 _BYTES = {"i8": 1, "i16": 2, "i32": 4, "i64": 8, "f16": 2, "bf16": 2, "f32": 4, "ptr": 8}
 
 
@@ -55,7 +62,7 @@ class Type:
 
     @property
     def ir(self) -> ir.Type:
-        element = _ELEMENTS[self.element]
+        element = _element(self.element)
         return element if self.lanes == 1 else ir.VectorType(element, self.lanes)
 
     @property

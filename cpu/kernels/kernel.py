@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cpu.codegen.emit import Module
 from cpu.codegen.language import F32, I32, I64, POINTER, Code, Type, Value
+
+if TYPE_CHECKING:
+    from cpu.codegen.emit import Module
 
 
 class Arguments:

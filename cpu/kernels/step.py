@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from cpu.codegen.emit import Module
+from typing import TYPE_CHECKING
+
 from cpu.codegen.language import I64, POINTER, Code, Value
+
+if TYPE_CHECKING:
+    from cpu.codegen.emit import Module
 
 NAME = "run_step"
 

@@ -1,0 +1,295 @@
+"""Cases for kernels, each with what its NumPy twin computes, and the tables to run them with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu.codegen.emit import Loaded, Module, object_code
+from cpu.codegen.isa import Isa
+from cpu.codegen.language import I8, I32, Code
+from cpu.codegen.tables import isa_for
+from cpu.kernels import activations, linear
+from cpu.kernels.activations import PEAK, RowLayout
+from cpu.kernels.kernel import Arguments, Kernel, Thread
+from edge.formats import Format
+from edge.planes import STEP, TILE, Quantized, pack, pack_planes, tile_count
+from edge.target import Target, this_machine
+from tests.cpu.calls import Call, Case
+
+Rows = NDArray[np.float32]
+
+# Every kind of format: bits, what shares a scale, with and without zeros.
+FORMATS = (
+    *("w2g32", "w2g64", "w2g64a", "w3g64", "w3g128a", "w4g32a", "w4g64", "w4g128", "w4gc", "w4gca"),
+    *("w8g64", "w8g32a", "w8gc", "ternary", "ternaryg64"),
+)
+
+# Targets of every table of a processor.
+X86 = ("cpu:x86_64,avx2", "cpu:x86_64,avx512", "cpu:x86_64,vnni", "cpu:x86_64,amx")
+ARM = ("cpu:aarch64-android", "cpu:aarch64-android,dotprod", "cpu:aarch64-android,i8mm")
+
+
+def runnable() -> list[str]:
+    """Targets that this machine can run."""
+    machine = this_machine()
+    return [text for text in (*X86, *ARM) if not machine.mismatch(Target.parse(text))]
+
+
+def isa_of(target: str) -> Isa:
+    return isa_for(Target.parse(target))
+
+
+def kernels_of(form: Format) -> list[Kernel]:
+    """The kernels that a linear case calls."""
+    return [activations.quantize_kernel(linear.block_of(form)), linear.linear_kernel(form)]
+
+
+def object_of(isa: Isa, kernels: Sequence[Kernel]) -> bytes:
+    """Object code of kernels; two of the same name are one."""
+    module = Module(isa)
+    for kernel in {kernel.name: kernel for kernel in kernels}.values():
+        kernel.emit(module)
+    return object_code(module)
+
+
+def loaded(isa: Isa, kernels: Sequence[Kernel]) -> Loaded:
+    """Kernels in this process."""
+    return Loaded(isa, object_of(isa, kernels))
+
+
+@cache
+def linear_functions(target: str, form: str) -> Loaded:
+    """The kernels of a linear case in this process."""
+    return loaded(isa_of(target), kernels_of(Format.parse(form)))
+
+
+def random_weights(form: Format, rows: int, width: int, rng: np.random.Generator) -> Quantized:
+    """Codes of every value, scales of either sign, and zeros where the format has them."""
+    groups = form.group_count(width)
+    codes = rng.integers(0, form.levels, (rows, width), np.uint8)
+    if form.granularity == "tensor":
+        return Quantized(codes, np.array([[0.37]], np.float32))
+    kind = np.float16 if form.granularity == "group" else np.float32
+    scales = rng.normal(size=(rows, groups)).astype(kind)
+    zeros = rng.integers(0, form.levels, (rows, groups), np.uint8) if form.asymmetric else None
+    return Quantized(codes, scales, zeros)
+
+
+def linear_case(
+    form: Format, weights: Quantized, x: Rows, *, threads: int = 1, private: int = 0
+) -> Case:
+    """Quantize x [batch, width], multiply, add a bias; outputs to within rounding of float32.
+
+    `private` is the bytes from a thread's copy of the quantized rows to the next.
+    """
+    rows, width = weights.codes.shape
+    batch, tiles, block = len(x), tile_count(rows), linear.block_of(form)
+    layout = RowLayout(width, block)
+    parts = pack(form, weights)
+    bias = np.linspace(-1, 1, tiles * TILE, dtype=np.float32)
+    quantize, multiply = kernels_of(form)
+    buffers = {
+        # readable past its end by a vector
+        "x": np.pad(x.reshape(-1), (0, 16), constant_values=np.float32(np.nan)),
+        "quantized": np.zeros((batch, layout.byte_count), np.uint8),
+        "codes": parts["codes" if form.bits == 8 else "planes"],
+        "scales": parts["scales"],
+        "zeros": parts.get("zeros", np.zeros(1, np.uint8)),
+        "bias": bias,
+        "out": np.full((batch, tiles * TILE), np.nan, np.float32),
+    }
+    shared: dict[str, int | str] = {
+        "rows": batch,
+        "width": width,
+        "padded": layout.padded,
+        "private": private,
+        "one_scale": 0,
+    }
+    first: dict[str, int | str] = {
+        "x": "x",
+        "x_stride": 4 * width,
+        "x_private": 0,
+        "out": "quantized",
+        "out_stride": layout.byte_count,
+        "scales": layout.scales,
+        "sums": layout.sums,
+    }
+    second: dict[str, int | str] = {
+        "x": "quantized",
+        "x_stride": layout.byte_count,
+        "x_private": private,
+        "row_scales": layout.scales,
+        "row_sums": layout.sums,
+        "out": "out",
+        "out_stride": 4 * tiles * TILE,
+        "tiles": tiles,
+    }
+    second |= {name: name for name in ("codes", "scales", "zeros", "bias")}
+    wanted = linear.linear(form, weights, x).astype(np.float64) + bias[:rows]
+    return Case(
+        name=f"{form} {rows}x{width} batch {batch} threads {threads}",
+        buffers=buffers,
+        calls=[
+            call(quantize, shared | first),
+            call(multiply, shared | second),
+        ],
+        threads=threads,
+        expected={"quantized": quantized_rows(x, block)},
+        near={"out": wanted},
+        bounds={"out": 2.0**-24 * (layout.blocks + 8) * (magnitudes(form, weights, x) + 1)},
+    )
+
+
+def whole_numbers(form: Format, rng: np.random.Generator) -> Case:
+    """One block of weights with scale 1, and x such that nothing needs to be rounded.
+
+    x has one value of the largest size, which makes its scale 1, among small ones that reach over
+    both bytes, so that all sums stay under 2^24.
+    """
+    width = min(linear.block_of(form), 100)
+    weights = random_weights(form, 70, width, rng)
+    weights = Quantized(weights.codes, np.ones_like(weights.scales), weights.zeros)
+    x = rng.integers(-200, 200, (2, width)).astype(np.float32)
+    x[:, 17] = PEAK, -PEAK
+    case = linear_case(form, weights, x)
+    case.buffers["bias"][:] = 0
+    zeros = np.array(form.zero) if weights.zeros is None else weights.zeros.astype(np.int64)
+    products = x.astype(np.int64) @ (weights.codes.astype(np.int64) - zeros).T
+    assert np.abs(products).max() < 2**24
+    scale = np.float32(PEAK) * np.float32(1 / PEAK)
+    case.expected["out"] = (products * np.float64(scale)).astype(np.float32)
+    case.near, case.bounds = {}, {}
+    return case
+
+
+def float_case(
+    kernel: Kernel, form: Format, rows: int, width: int, batch: int, threads: int
+) -> Case:
+    """Weights that are not quantized, by their plain product."""
+    rng = np.random.default_rng(rows * width)
+    kind = np.float16 if form.bits == 16 else np.float32
+    values = rng.normal(size=(rows, width)).astype(kind)
+    x = rng.normal(size=(batch, width)).astype(np.float32)
+    bias = rng.normal(size=rows).astype(np.float32)
+    wide, weights = x.astype(np.float64), values.astype(np.float64)
+    slots: dict[str, int | str] = {
+        "rows": batch,
+        "width": width,
+        "tiles": -(-rows // 64),
+        "outputs": rows,
+        "x_stride": 4 * width,
+        "out_stride": 4 * rows,
+        "x_private": 0,
+    }
+    slots |= {name: name for name in ("x", "values", "bias", "out")}
+    return Case(
+        f"{form} {rows}x{width} batch {batch} threads {threads}",
+        {"x": x, "values": values, "bias": bias, "out": np.zeros((batch, rows), np.float32)},
+        [call(kernel, slots)],
+        threads=threads,
+        near={"out": wide @ weights.T + bias},
+        bounds={"out": 2.0**-24 * (width + 8) * (np.abs(wide) @ np.abs(weights).T + 1)},
+    )
+
+
+def call(kernel: Kernel, values: dict[str, int | str]) -> Call:
+    """A call of a kernel with values by slot."""
+    return Call(kernel.name, tuple(values[name] for name in kernel.slots))
+
+
+def expand_case(isa: Isa, bits: int, rng: np.random.Generator) -> tuple[Case, list[Kernel]]:
+    """Planes of one layout's rows by 8 weights, expanded to what the layout says."""
+    layout, size = isa.layout(bits), isa.vector_bytes
+
+    def body(code: Code, a: Arguments, thread: Thread) -> None:
+        del thread
+        planes = [
+            [
+                code.load(I8.of(size), a.pointer("planes"), plane * TILE + first)
+                for first in range(0, layout.row_count, size)
+            ]
+            for plane in range(bits)
+        ]
+        for place, vector in enumerate(isa.expand(code, planes)):
+            code.store(vector, a.pointer("out"), place * size)
+
+    kernel = Kernel(f"expand_{bits}", ("planes", "out"), body)
+    codes = rng.integers(0, 1 << bits, (TILE, STEP), np.uint8)
+    wanted = np.zeros((len(layout.slots), isa.lanes, 4), np.int64)
+    for place, slot in enumerate(layout.slots):
+        for lane, row in enumerate(layout.rows[slot]):
+            half = lane % 2 if layout.alternating else layout.halves[place]
+            taken = codes[row, 4 * half : 4 * half + 4].astype(np.int64)
+            wanted[place, lane] = (taken - layout.offset) * layout.factors[slot]
+    case = Case(
+        f"expand {isa.name} {bits}",
+        {"planes": pack_planes(codes, bits), "out": np.zeros(wanted.shape, np.uint8)},
+        [call(kernel, {"planes": "planes", "out": "out"})],
+        expected={"out": wanted.astype(np.uint8)},
+    )
+    return case, [kernel]
+
+
+def dot_case(isa: Isa, rng: np.random.Generator, *, whole: bool) -> tuple[Case, list[Kernel]]:
+    """Dot products of codes with activations of any value; `whole` codes are all of a byte."""
+    size, lanes, count = isa.vector_bytes, isa.lanes, 20
+
+    def body(code: Code, a: Arguments, thread: Thread) -> None:
+        del thread
+        dot = isa.dot_bytes if whole else isa.dot
+        with code.loop(0, count * size, size) as i:
+            codes = code.load(I8.of(size), a.pointer("codes"), i)
+            x = code.load(I8.of(size), a.pointer("x"), i)
+            held = code.load(I32.of(lanes), a.pointer("sums"), i)
+            code.store(dot(code, held, codes, x), a.pointer("sums"), i)
+
+    kernel = Kernel("dot_bytes" if whole else "dot", ("codes", "x", "sums"), body)
+    most = 255 if whole else 16
+    codes = rng.integers(0, most, (count, lanes, 4), np.uint8, endpoint=True)
+    x = rng.integers(-128, 127, codes.shape, np.int8, endpoint=True)
+    for place, (c, v) in enumerate([(most, 127), (most, -128), (0, -128), (0, 127)]):
+        codes[place], x[place] = c, v
+    start = rng.integers(-(2**20), 2**20, (count, lanes), np.int32)
+    offset = isa.layout(8).offset if whole else 0
+    products = ((codes.astype(np.int32) - offset) * x).sum(axis=2, dtype=np.int32)
+    case = Case(
+        f"{kernel.name} {isa.name}",
+        {"codes": codes, "x": x, "sums": start},
+        [call(kernel, {"codes": "codes", "x": "x", "sums": "sums"})],
+        expected={"sums": start + products},
+    )
+    return case, [kernel]
+
+
+def magnitudes(form: Format, weights: Quantized, x: Rows) -> NDArray[np.float64]:
+    """Sums of the sizes of all products, also those with zeros: what rounding errors go by."""
+    width = x.shape[1]
+    group = np.arange(width) // form.group_size(width)
+    zeros = np.array(form.zero) if weights.zeros is None else weights.zeros[:, group]
+    spread = (weights.codes + zeros.astype(np.float64)) * np.abs(weights.scales[:, group])
+    return np.abs(x.astype(np.float64)) @ spread.T
+
+
+def quantized_rows(
+    x: Rows, block: int, made_of: tuple[NDArray[np.int16], Rows] | None = None
+) -> NDArray[np.uint8]:
+    """What the quantizing kernel must leave, by its twin or of given values and scales."""
+    batch, width = x.shape
+    layout = RowLayout(width, block)
+    values, scales = made_of or activations.quantize_rows(x, block)
+    made = np.zeros((batch, layout.byte_count), np.uint8)
+    wide = values.astype(np.int32)
+    high = (wide + 128) >> 8
+    made[:, :width] = high.astype(np.int8).view(np.uint8)
+    low = (wide - 256 * high).astype(np.int8)
+    made[:, layout.padded : layout.padded + width] = low.view(np.uint8)
+    blocks = np.pad(wide, ((0, 0), (0, layout.blocks * block - width)))
+    halves = blocks.reshape(batch, layout.blocks, block // 8, 2, 4).sum(axis=(2, 4), dtype=np.int32)
+    made[:, layout.scales : layout.sums] = scales.view(np.uint8)
+    end = layout.sums + 8 * layout.blocks
+    made[:, layout.sums : end] = halves.reshape(batch, -1).view(np.uint8)
+    return made

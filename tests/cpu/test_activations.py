@@ -1,0 +1,89 @@
+"""Quantized activations: bytes as the twin's, errors within half a step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from cpu.kernels.activations import LEAST, PEAK, RowLayout, quantize_kernel, quantize_rows
+from tests.cpu.calls import Case, check, run
+from tests.cpu.harness import call, isa_of, loaded, quantized_rows, runnable
+
+TARGETS = runnable()
+BLOCKS = (32, 64, 128)
+
+values = st.one_of(
+    st.floats(-100, 100, width=32),
+    st.floats(width=32, min_value=float(np.float32(1e-30)), max_value=float(np.float32(1e30))),
+    st.just(0.0),
+)
+matrices = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=70), elements=values)
+
+
+def quantize_case(x: np.ndarray, block: int, *, threads: int = 1, one_scale: bool = False) -> Case:
+    rows, width = x.shape
+    layout = RowLayout(width, block)
+    wanted = whole_row_scale(x, block) if one_scale else quantized_rows(x, block)
+    slots: dict[str, int | str] = {
+        "x": "x",
+        "out": "out",
+        "rows": rows,
+        "width": width,
+        "x_stride": 4 * width,
+        "out_stride": layout.byte_count,
+        "padded": layout.padded,
+        "scales": layout.scales,
+        "sums": layout.sums,
+        "one_scale": int(one_scale),
+        "private": 0,
+        "x_private": 0,
+    }
+    return Case(
+        f"{rows}x{width} in {block}s by {threads}",
+        {
+            "x": np.pad(x.reshape(-1), (0, 16), constant_values=np.float32(np.nan)),
+            "out": np.zeros((rows, layout.byte_count), np.uint8),
+        },
+        [call(quantize_kernel(block), slots)],
+        threads=threads,
+        expected={"out": wanted},
+    )
+
+
+def whole_row_scale(x: np.ndarray, block: int) -> np.ndarray:
+    """The same with the largest magnitude of a row in each of its blocks, and then taken out."""
+    rows, width = x.shape
+    peak = np.abs(x).max(axis=1, keepdims=True)
+    blocks = -(-width // block)
+    spread = np.zeros((rows, blocks, block + 1), np.float32)
+    spread[:, :, 0] = peak
+    padded = np.pad(x, ((0, 0), (0, blocks * block - width)))
+    spread[:, :, 1:] = padded.reshape(rows, blocks, block)
+    ints, scales = quantize_rows(spread.reshape(rows, -1), block + 1)
+    ints = ints.reshape(rows, blocks, block + 1)[:, :, 1:].reshape(rows, -1)[:, :width]
+    return quantized_rows(x, block, (ints, scales))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_bytes_are_the_twins(target: str, block: int) -> None:
+    functions = loaded(isa_of(target), [quantize_kernel(block)])
+
+    @settings(max_examples=50)
+    @given(x=matrices, threads=st.integers(1, 3), one_scale=st.booleans())
+    def holds(x: np.ndarray, threads: int, one_scale: bool) -> None:
+        case = quantize_case(x, block, threads=threads, one_scale=one_scale)
+        check(case, run(functions, case))
+
+    holds()
+
+
+@given(x=matrices, block=st.sampled_from(BLOCKS))
+def test_the_error_is_half_a_step(x: np.ndarray, block: int) -> None:
+    ints, scales = quantize_rows(x, block)
+    assert np.abs(ints.astype(np.int32)).max() <= PEAK
+    step = np.repeat(scales.astype(np.float64), block, axis=1)[:, : x.shape[1]]
+    assert (np.abs(ints * step - x) <= 0.501 * step + 1.001 * LEAST).all()

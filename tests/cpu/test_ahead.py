@@ -1,0 +1,79 @@
+"""Bundles with code compiled ahead: what a device without a compiler runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edge
+from converter.convert import convert
+from edge.bundle import Bundle, verify
+from edge.errors import TruncatedBundle, UnknownTarget
+from edge.target import Target, this_machine
+from tests.checkpoints import make_checkpoint
+
+BASE = {"x86_64": "cpu:x86_64,avx2", "aarch64": "cpu:aarch64-android"}
+FOREIGN = {"x86_64": "cpu:aarch64-android,dotprod", "aarch64": "cpu:x86_64,avx2"}
+
+ARCH = this_machine().arch
+pytestmark = pytest.mark.skipif(ARCH not in BASE, reason=f"no code generator for {ARCH}")
+
+GENERATE = """
+import json, sys
+sys.modules["llvmlite"] = None
+import edge
+model = edge.load(sys.argv[1])
+records = model.stream([1, 2, 3], max_tokens=5, sampling=edge.Sampling.greedy())
+print(json.dumps([str(model.program.target), [record.token for record in records]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ahead")
+    make_checkpoint(folder / "source")
+    targets = [BASE[ARCH], FOREIGN[ARCH]]
+    convert(folder / "source", folder / "m.lutra", weights="w4g32", targets=targets)
+    return folder / "m.lutra"
+
+
+def test_the_manifest_lists_what_was_compiled_with_its_tools(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    assert [a.target for a in manifest.artifacts] == [
+        Target.parse(BASE[ARCH]),
+        Target.parse(FOREIGN[ARCH]),
+    ]
+    assert all(a.path in manifest.files and a.tools["llvmlite"] for a in manifest.artifacts)
+    verify(Bundle.open(bundle))
+
+
+def test_without_a_compiler_the_fitting_code_runs(bundle: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", GENERATE, str(bundle)], capture_output=True, text=True, check=True
+    )
+    target, tokens = json.loads(run.stdout)
+    assert target == str(Target.parse(BASE[ARCH]))
+    greedy = edge.Sampling.greedy()
+    expected = edge.load(bundle, target="ref").stream([1, 2, 3], max_tokens=5, sampling=greedy)
+    assert tokens == [record.token for record in expected]
+
+
+def test_a_shortened_library_is_refused(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy.lutra"))
+    path = copy / Bundle.open(copy).manifest.artifacts[0].path
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(TruncatedBundle, match=r"kernels\.so"):
+        edge.load(copy)
+
+
+@pytest.mark.parametrize("target", ["cpu:z80", "npu:hvx-v73", "cpu:x86_64", "ref"])
+def test_targets_that_cannot_be_compiled_for_are_refused(target: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "source")
+    with pytest.raises(UnknownTarget):
+        convert(tmp_path / "source", tmp_path / "m.lutra", targets=[target])
+    assert not (tmp_path / "m.lutra").exists()
