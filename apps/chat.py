@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import sys
 
 from apps.options import add_model_options, add_sampling_options, load_model, read_sampling
@@ -75,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args)
     chat = Chat(model, read_sampling(args, model), args)
     model.encode_chat([*chat.opening, Message("user", "")])  # a bad template shows up now
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a stray byte must not end the conversation
+        sys.stdin.reconfigure(errors="replace")
     if sys.stdin.isatty() and not args.quiet:
         print("/reset forgets the conversation, /exit leaves", file=sys.stderr)
     while (line := _read_line()) is not None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
+from typing import Any, NoReturn
 
-from apps.output import print_json
-from edge.errors import LutraError
+from apps.output import outlive_readers, print_json
+from edge.errors import LutraError, UsageError
 from edge.version import VERSION
 
 # Verb -> what it does. Each is a module here with `add_arguments(parser)` and `run(args)`.
@@ -22,9 +26,13 @@ VERBS = {
     "inspect": "show what is in a bundle",
     "verify": "check every byte of a bundle",
     "eval": "measure perplexity, and what quantization costs",
+    "bench": "measure speed against the machine's ceilings and a peer",
     "doctor": "try every target on this machine",
     "synth": "make a random-weight checkpoint of a published shape",
 }
+
+# Those whose work is not their output: they go on when nobody reads it any more.
+WORKING = ("convert", "verify", "eval", "synth")
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
@@ -37,19 +45,54 @@ _EPILOG = """start here:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    verb = next((word for word in words if not word.startswith("-")), "")
+    words, verb = [], ""
+    try:
+        words = list(sys.argv[1:] if argv is None else argv)
+        verb = next((word for word in words if not word.startswith("-")), "")
+        _prepare_streams()
+        with outlive_readers() if verb in WORKING else contextlib.nullcontext():
+            code = _run(verb, words)
+        sys.stdout.flush()
+        return code
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and verb not in WORKING:
+            _discard_output()  # the reader has gone; a last flush would fail again
+            return 0
+        failure = _failure(error)
+        return _report(failure, f"lutra {verb}" if verb in VERBS else "lutra", words)
+
+
+def _run(verb: str, words: list[str]) -> int:
     module = importlib.import_module(f"apps.{verb}") if verb in VERBS else None
-    args = make_parser(verb, module).parse_args(words)
+    try:
+        args = make_parser(verb, module).parse_args(words)
+    finally:
+        sys.stdout.flush()  # --help ends here, and its reader may be gone
     if module is None:
         make_parser("", None).print_help()
         return 2
-    return _guarded(module, args)
+    code: int = module.run(args)
+    return code
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours, so that --json holds for them too.
+
+    Options are spelled out: an abbreviation would change its meaning with the next new option.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage. Raises UsageError."""
+        self.print_usage(sys.stderr)
+        raise UsageError(message, f"see {self.prog} --help")
 
 
 def make_parser(verb: str, module: ModuleType | None) -> argparse.ArgumentParser:
     """The parser of all verbs; only the one asked for is imported and has its options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lutra",
         description="Language models on a phone's NPU and CPU.",
         epilog=_EPILOG,
@@ -77,33 +120,68 @@ def make_parser(verb: str, module: ModuleType | None) -> argparse.ArgumentParser
     return parser
 
 
-def _guarded(module: ModuleType, args: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Failure:
+    """What is told of an error; `kind` is the name of its class."""
+
+    kind: str
+    exit_code: int
+    what: str
+    cure: str
+
+
+def _failure(error: BaseException) -> Failure:
+    match error:
+        case LutraError():
+            return Failure(type(error).__name__, error.exit_code, error.what, error.cure)
+        case KeyboardInterrupt():
+            return Failure("Interrupted", INTERRUPTED, "interrupted", "")
+        case MemoryError():
+            cure = "close other programs, or use a smaller model, format or --context"
+            return _failure(LutraError(f"out of memory ({error})", cure))
+        case OSError():
+            place = "the system says" if error.filename is None else os.fspath(error.filename)
+            cure = "check the path, its permissions, and the room on the disk"
+            return _failure(LutraError(f"{place}: {error.strerror or error}", cure))
+    what = f"internal error: {type(error).__name__}: {error}"
+    cure = "this is a bug in lutra: report it with what --debug shows"
+    return Failure("InternalError", INTERNAL_ERROR, what, cure)
+
+
+def _report(failure: Failure, program: str, words: list[str]) -> int:
     try:
-        code: int = module.run(args)
+        if "--debug" in words:
+            traceback.print_exc()
+        print(f"{program}: {failure.what}", file=sys.stderr)
+        if failure.cure:
+            print(f"  to do: {failure.cure}", file=sys.stderr)
+        if "--json" in words:
+            print_json({"error": vars(failure)})
         sys.stdout.flush()
-        return code
-    except LutraError as error:
-        return _report(args, type(error).__name__, error.what, error.cure, error.exit_code)
-    except KeyboardInterrupt:
-        return _report(args, "Interrupted", "interrupted", "", INTERRUPTED)
-    except BrokenPipeError:  # the reader of a pipe has gone; a last flush would fail again
+    except OSError:  # nobody can be told; the exit code still says it
+        _discard_output()
+    return failure.exit_code
+
+
+def _prepare_streams() -> None:
+    """Make the standard streams safe to use: closed ones are empty, no character is unprintable."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="strict")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Let what is still to be flushed to standard output go nowhere."""
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        what = f"internal error: {type(error).__name__}: {error}"
-        cure = "this is a bug in lutra: report it with what --debug shows"
-        return _report(args, "InternalError", what, cure, INTERNAL_ERROR)
-
-
-def _report(args: argparse.Namespace, kind: str, what: str, cure: str, code: int) -> int:
-    if args.debug:
-        traceback.print_exc()
-    print(f"lutra {args.verb}: {what}", file=sys.stderr)
-    if cure:
-        print(f"  to do: {cure}", file=sys.stderr)
-    if args.json:
-        print_json({"error": {"kind": kind, "exit_code": code, "what": what, "cure": cure}})
-    return code
 
 
 if __name__ == "__main__":

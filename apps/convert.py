@@ -10,6 +10,7 @@ and a for asymmetric; ternary; f16; f32.
 examples:
   lutra convert ./Llama-3.2-1B llama.lutra
   lutra convert Qwen/Qwen2.5-0.5B-Instruct qwen.lutra --weights w2g64 --head w4g64
+  lutra convert ./model m.lutra --targets cpu:aarch64-android,dotprod,i8mm
   lutra convert ./model m.lutra --plan          show the plan, do nothing
 """
 
@@ -47,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chunk", type=int, default=DEFAULT_CHUNK, metavar="N", help="prefill chunk length (256)"
     )
+    parser.add_argument(
+        "--targets",
+        action="append",
+        default=[],
+        metavar="TARGET",
+        help="compile for this target too, such as cpu:aarch64-android,dotprod; may be repeated",
+    )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle at OUT")
     parser.add_argument("--plan", action="store_true", help="print the plan and stop")
@@ -59,7 +67,12 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"--{name} {value}", "use 1 or more")
     formats = Formats.parse(args.weights, args.head, args.embedding)
     job = prepare(
-        args.source, formats, context=args.context, chunk=args.chunk, revision=args.revision
+        args.source,
+        formats,
+        context=args.context,
+        chunk=args.chunk,
+        revision=args.revision,
+        targets=args.targets,
     )
     if not args.quiet:
         _print_plan(job)

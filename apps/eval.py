@@ -24,9 +24,12 @@ import edge
 from apps.options import add_model_options, load_model
 from apps.output import print_json
 from apps.progress import Bar
-from edge.errors import UsageError
+from edge.errors import BadTokens, UsageError
 from edge.generate import prefill
 from edge.model import Model
+
+# Over this a perplexity is no number, and the model is broken.
+_MOST_NATS = 700.0
 
 # Rows scored at once: logits of a 150k vocabulary take 150 MB.
 _ROWS = 256
@@ -70,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     bar.start("eval", len(ids), "tokens")
     score = evaluate(model, ids, other, bar)
     bar.finish()
+    _check_finite(args, score)
     values = {
         "perplexity": score.perplexity,
         "nll": score.nll,
@@ -174,6 +178,15 @@ def _read_tokens(args: argparse.Namespace, model: Model) -> list[int]:
     if len(ids) < 2:
         raise UsageError(f"--text {args.text}: {len(ids)} tokens", "give a longer text")
     return ids
+
+
+def _check_finite(args: argparse.Namespace, score: Score) -> None:
+    """Raises BadTokens where the model's predictions are no numbers, or worse than any text is."""
+    if not score.nll < _MOST_NATS or not math.isfinite(score.kl):
+        raise BadTokens(
+            f"{args.bundle}: predictions of {score.nll:.3g} nats a token",
+            "check the bundle with lutra verify, or convert again with more bits",
+        )
 
 
 def _print(args: argparse.Namespace, score: Score, compared: bool) -> None:

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """One object on one line: the last line of standard output."""
-    print(json.dumps(values, ensure_ascii=False, allow_nan=False), flush=True)
+    """One object on one line: the last line of standard output. ASCII, so it is valid anywhere."""
+    print(json.dumps(values, allow_nan=False), flush=True)
+
+
+@contextlib.contextmanager
+def outlive_readers() -> Iterator[None]:
+    """Within it, what is printed after a pipe's reader has gone goes nowhere, and work goes on."""
+    output, errors = _lasting(sys.stdout), _lasting(sys.stderr)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        yield
+
+
+class _LastingFile(io.FileIO):
+    """A file that takes what its reader does not."""
+
+    def write(self, data: ReadableBuffer) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
+def _lasting(stream: TextIO) -> TextIO:
+    """The same output, outlasting its reader; the stream itself where no file is under it."""
+    try:
+        file = _LastingFile(stream.fileno(), "w", closefd=False)
+    except (OSError, ValueError):
+        return stream
+    # Written through, so that nothing is left to be flushed when an error ends the work.
+    return io.TextIOWrapper(file, stream.encoding, stream.errors, write_through=True)
 
 
 def megabytes(count: int) -> str:

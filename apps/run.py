@@ -95,15 +95,19 @@ def _prompt_text(args: argparse.Namespace) -> str:
         try:
             return str(args.prompt_file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--prompt-file {args.prompt_file}: {error}") from error
+            what = f"--prompt-file {args.prompt_file}: {error}"
+            raise UsageError(what, "give a UTF-8 text file") from error
     if sys.stdin.isatty():
         raise UsageError("no prompt", 'give one with -p "text", --prompt-file, or a pipe')
-    return sys.stdin.read()
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input: {error}", "give UTF-8 text") from error
 
 
 def _token_ids(text: str) -> list[int]:
     words = text.replace(",", " ").split()
-    if not all(word.isdecimal() for word in words):
+    if not words or not all(word.isdecimal() for word in words):
         raise UsageError(f"--tokens {text!r}", 'give whole numbers, such as "1 403 407"')
     return [int(word) for word in words]
 

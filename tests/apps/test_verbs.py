@@ -15,6 +15,7 @@ from apps import eval as evaluation
 from apps.eval import windows
 from edge.errors import (
     AlteredBundle,
+    BadTemplate,
     BadTokens,
     OutputExists,
     PromptTooLong,
@@ -23,6 +24,7 @@ from edge.errors import (
     UsageError,
 )
 from tests.apps.conftest import Lutra
+from tests.checkpoints import make_checkpoint, rewrite_weights
 
 
 @pytest.fixture
@@ -59,7 +61,12 @@ def test_plan_alone_writes_nothing(lutra: Lutra, checkpoint: Path, tmp_path: Pat
 
 def test_convert_refuses(lutra: Lutra, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.lutra"
-    assert lutra("convert", checkpoint, out, "--weights", "q4").code == UnknownFormat.exit_code
+    for option in ("--weights", "--head", "--embedding"):
+        for form in ("q4", ""):
+            assert lutra("convert", checkpoint, out, option, form).code == UnknownFormat.exit_code
+    ran = lutra("convert", checkpoint, out, "--revision", "main")
+    assert ran.code == UsageError.exit_code
+    assert "revision 'main' of" in ran.err
     assert lutra("convert", checkpoint, out, "--context", "0").code == UsageError.exit_code
     assert not out.exists()
     assert lutra("convert", checkpoint, out, "--quiet").out == ""
@@ -67,6 +74,22 @@ def test_convert_refuses(lutra: Lutra, checkpoint: Path, tmp_path: Path) -> None
     assert ran.code == OutputExists.exit_code
     assert "--overwrite" in ran.err
     assert lutra("convert", checkpoint, out, "--overwrite").code == 0
+
+
+def test_a_template_that_does_not_compile_is_noted(
+    lutra: Lutra, bundle: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("jinja2")
+    source, out = make_checkpoint(tmp_path / "tiny"), tmp_path / "m.lutra"
+    (source / "chat_template.jinja").write_text("{% if x %}")
+    ran = lutra("convert", source, out)
+    assert ran.code == 0
+    assert "note: the chat template is not Jinja2: line 1" in ran.err
+    assert "lutra chat will not work with this bundle, lutra run --raw will" in ran.err
+    assert lutra("run", out, "--raw", "-p", "x", "--max-tokens", 1).code == 0
+    ran = lutra("run", out, "-p", "x", "--max-tokens", 1)
+    assert ran.code == BadTemplate.exit_code
+    assert "lutra run --raw with a plain prompt" in ran.err
 
 
 # run
@@ -87,11 +110,13 @@ def test_run_json_has_what_scripts_read(lutra: Lutra, bundle: Path) -> None:
 
 
 def test_run_prints_the_prompt_with_its_continuation(lutra: Lutra, bundle: Path) -> None:
-    ran = lutra("run", bundle, "--raw", "-p", "hello", "--greedy", "--max-tokens", 5)
-    whole = edge.load(bundle).generate("hello", max_tokens=5, sampling=edge.Sampling.greedy())
+    words = ("--raw", "-p", "hello", "--greedy", "--max-tokens", 5, "--target", "ref")
+    ran = lutra("run", bundle, *words)
+    model = edge.load(bundle, target="ref")
+    whole = model.generate("hello", max_tokens=5, sampling=edge.Sampling.greedy())
     assert ran.out == f"hello{whole}\n"
     assert "(measured); ended by length" in ran.err
-    assert "ref" in ran.err
+    assert "[ref: 5 prompt tokens" in ran.err
 
 
 def test_run_takes_prompts_from_files_pipes_and_ids(
@@ -121,6 +146,7 @@ def test_run_uses_the_chat_template_unless_raw(lutra: Lutra, bundle: Path) -> No
     [
         (("--prompt-file", "nowhere.txt"), UsageError, "nowhere.txt"),
         (("--tokens", "1 x"), UsageError, "whole numbers"),
+        (("--tokens", ""), UsageError, "whole numbers"),
         (("--tokens", "1 400"), BadTokens, "token id 400, the vocabulary has 300"),
         (("--raw", "-p", "x" * 70), PromptTooLong, "the context holds 64"),
         (("-p", "x", "--context", "65"), UsageError, "converted for up to 64"),
@@ -138,6 +164,27 @@ def test_run_refuses(
     assert message in ran.err
 
 
+def test_greedy_keeps_a_repetition_penalty_that_is_asked_for(lutra: Lutra, bundle: Path) -> None:
+    words = ("run", bundle, "--raw", "-p", "hello", "--max-tokens", 12, "--json")
+    penalty = ("--repetition-penalty", 5)
+    expected = lutra(*words, "--temperature", 0, *penalty).json["token_ids"]
+    assert lutra(*words, "--greedy", "--temperature", 2, *penalty).json["token_ids"] == expected
+    assert lutra(*words, "--greedy").json["token_ids"] != expected
+
+
+def test_input_that_is_no_text(lutra: Lutra, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def piped() -> io.TextIOWrapper:
+        return io.TextIOWrapper(io.BytesIO(b"hi\n\xff\xfe\n/reset\nyou?\n"), encoding="utf-8")
+
+    monkeypatch.setattr("sys.stdin", piped())
+    ran = lutra("run", bundle, "--raw")
+    assert ran.code == UsageError.exit_code
+    assert "standard input" in ran.err
+    monkeypatch.setattr("sys.stdin", piped())
+    messages = lutra("chat", bundle, "--max-tokens", 2, "--json").json["messages"]
+    assert [m["content"] for m in messages if m["role"] == "user"] == ["you?"]
+
+
 # chat
 
 
@@ -145,7 +192,7 @@ def chat(
     lutra: Lutra, monkeypatch: pytest.MonkeyPatch, bundle: Path, *lines: str
 ) -> list[dict[str, str]]:
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-    ran = lutra("chat", bundle, "--greedy", "--max-tokens", 4, "--json")
+    ran = lutra("chat", bundle, "--greedy", "--max-tokens", 4, "--target", "ref", "--json")
     assert ran.code == 0, ran.err
     messages: list[dict[str, str]] = ran.json["messages"]
     return messages
@@ -156,7 +203,7 @@ def test_chat_remembers_until_reset(
 ) -> None:
     messages = chat(lutra, monkeypatch, bundle, "hi", "", "you?")
     assert [m["role"] for m in messages] == ["user", "assistant"] * 2
-    model = edge.load(bundle)
+    model = edge.load(bundle, target="ref")
     history = [edge.Message(**m) for m in messages[:-1]]
     answer = "".join(
         r.text
@@ -238,8 +285,9 @@ def test_windows_predict_every_token_once() -> None:
 
 
 def test_eval_is_the_likelihood_of_the_text(lutra: Lutra, exact: Path, text: Path) -> None:
-    values = lutra("eval", exact, "--text", text, "--max-tokens", 40, "--json").json
-    model = edge.load(exact)
+    words = ("--text", text, "--max-tokens", 40, "--target", "ref", "--json")
+    values = lutra("eval", exact, *words).json
+    model = edge.load(exact, target="ref")
     ids = model.encode(text.read_text())[:40]
     logits = model.logits(ids).astype(np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -262,7 +310,7 @@ def test_kl_is_zero_to_itself_and_grows_with_fewer_bits(
 def test_scoring_in_pieces_changes_nothing(
     lutra: Lutra, exact: Path, bundle: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("eval", bundle, "--text", text, "--against", exact, "--json")
+    words = ("eval", bundle, "--text", text, "--against", exact, "--target", "ref", "--json")
     whole = lutra(*words).json
     monkeypatch.setattr(evaluation, "_ROWS", 5)
     pieces = lutra(*words).json
@@ -286,11 +334,19 @@ def test_eval_refuses(lutra: Lutra, bundle: Path, text: Path, tmp_path: Path) ->
         assert message in ran.err
 
 
+def test_eval_of_a_broken_model_says_so(lutra: Lutra, text: Path, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "broken")
+    head = np.random.default_rng(0).normal(size=(300, 32)).astype(np.float32)
+    rewrite_weights(source, lm_head__weight=head * np.float32(1e6))
+    lutra("convert", source, tmp_path / "broken.lutra", "--weights", "f32", "--quiet")
+    ran = lutra("eval", tmp_path / "broken.lutra", "--text", text, "--json")
+    assert ran.code == BadTokens.exit_code
+    assert "nats a token" in ran.json["error"]["what"]
+
+
 def test_bundles_of_different_models_are_not_compared(
     lutra: Lutra, bundle: Path, text: Path, tmp_path: Path
 ) -> None:
-    from tests.checkpoints import make_checkpoint
-
     make_checkpoint(tmp_path / "other", vocab_size=320)
     assert lutra("convert", tmp_path / "other", tmp_path / "other.lutra", "--quiet").code == 0
     ran = lutra("eval", bundle, "--text", text, "--against", tmp_path / "other.lutra")
@@ -301,14 +357,14 @@ def test_bundles_of_different_models_are_not_compared(
 def test_quantization_of_a_trained_model_costs_little_at_8_bits_and_more_at_4(
     lutra: Lutra, stories: Path, tmp_path: Path
 ) -> None:
-    story = tmp_path / "story.txt"
+    story, ref = tmp_path / "story.txt", ("--target", "ref", "--json")
     for form in ("f32", "w8gc", "w4g32"):
         lutra("convert", stories, tmp_path / form, "--weights", form, "--quiet")
-    words = ("-p", "Once upon a time", "--greedy", "--max-tokens", 200, "--json")
+    words = ("-p", "Once upon a time", "--greedy", "--max-tokens", 200, *ref)
     story.write_text("Once upon a time" + lutra("run", tmp_path / "f32", *words).json["text"])
     values = {
         form: lutra(
-            "eval", tmp_path / form, "--text", story, "--against", tmp_path / "f32", "--json"
+            "eval", tmp_path / form, "--text", story, "--against", tmp_path / "f32", *ref
         ).json
         for form in ("f32", "w8gc", "w4g32")
     }

@@ -1,0 +1,31 @@
+"""Measure how fast a bundle runs: against the machine's own ceilings, and against llama.cpp.
+
+Prints the ceilings first (bytes read a second by threads, multiplications a second), then the bytes
+that a token costs, then prefill, decode, time to the first token, peak memory, and the share of the
+ceiling. With --peer, llama.cpp runs the same checkpoint in turns with the bundle. All figures are
+measured, medians of --repeats; on a shared machine only those of one run compare.
+
+examples:
+  lutra bench model.lutra
+  lutra bench model.lutra --prompt 256 --generate 64 --json
+  lutra bench model.lutra --peer llama.cpp --checkpoint ./model --peer-format Q4_0
+"""
+
+from __future__ import annotations
+
+import argparse
+
+# The verb's own imports wait until it is used: a peer's Python, which imports this package for
+# `worker` and its side, has none of Lutra's dependencies.
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from apps.bench import command
+
+    command.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from apps.bench import command
+
+    return command.run(args)

@@ -1,0 +1,158 @@
+"""The benchmark: ceilings, then ours and the peer in turns, then how fast each opens."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apps.bench.measure import Sample, Spread, alternate
+from apps.bench.process import Child
+
+if TYPE_CHECKING:
+    from apps.bench.ceilings import Ceilings
+
+OURS, PEER, READ = "lutra", "llama.cpp", "read"
+
+# Fresh processes that open the model, and the prompt that they answer first.
+OPENINGS = 3
+OPENING_PROMPT = 8
+
+
+@dataclass(frozen=True)
+class Opener:
+    """How to start a side: its process, and the request that loads its model."""
+
+    start: Callable[[], Child]
+    load: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run: a prompt of so many random tokens, so many drawn after it, so often."""
+
+    prompt: int
+    generate: int
+    repeats: int
+    threads: int
+    vocabulary: int
+
+    def tokens(self) -> list[int]:
+        """The prompt: the same random ids every time."""
+        ids = np.random.default_rng(0).integers(0, self.vocabulary, self.prompt)
+        return [int(i) for i in ids]
+
+
+@dataclass(frozen=True)
+class CeilingFigures:
+    """Measured ceilings: GB/s by threads, and multiply-accumulates a second by unit."""
+
+    read_gb_s: dict[int, float]
+    mac_s: dict[str, float]
+
+
+@dataclass
+class SideFigures:
+    """What was measured of one side, in the order of the rounds."""
+
+    samples: list[Sample] = field(default_factory=list)
+    opening_s: list[float] = field(default_factory=list)
+    peak_rss_bytes: int = 0
+    loaded: dict[str, Any] = field(default_factory=dict)
+
+    def spread(self, name: str) -> Spread:
+        """Median and range of a figure of the samples."""
+        return Spread.of([getattr(sample, name) for sample in self.samples])
+
+
+@dataclass
+class Figures:
+    """All of a run. `read_gb_s` is the bandwidth of each round, None where it was not measured."""
+
+    ceilings: CeilingFigures | None
+    sides: dict[str, SideFigures]
+    read_gb_s: list[float] | None
+
+    def read_bandwidth_gb_s(self) -> float | None:
+        return None if self.read_gb_s is None else statistics.median(self.read_gb_s)
+
+    def decode_share(self, side: str, step_bytes: float) -> float | None:
+        """Median over the rounds of bytes read a second over the round's bandwidth."""
+        if self.read_gb_s is None:
+            return None
+        rates = [sample.decode_tok_s for sample in self.sides[side].samples]
+        pairs = zip(rates, self.read_gb_s, strict=True)
+        return statistics.median(rate * step_bytes / 1e9 / read for rate, read in pairs)
+
+
+def measure_ceilings(ceilings: Ceilings) -> CeilingFigures:
+    """Bandwidth by threads and every matrix unit's rate at all threads."""
+    threads = ceilings.threads
+    return CeilingFigures(
+        read_gb_s={n: ceilings.read_bandwidth_gb_s(n) for n in range(1, threads + 1)},
+        mac_s={rate.name: ceilings.mac_s(rate, threads) for rate in ceilings.rates},
+    )
+
+
+def compare(
+    plan: Plan,
+    openers: Mapping[str, Opener],
+    ceilings: Ceilings | None,
+    note: Callable[[str], None],
+) -> Figures:
+    """Measure every side that `openers` names."""
+    note("ceilings")
+    ceiling_figures = measure_ceilings(ceilings) if ceilings is not None else None
+    sides = {name: SideFigures() for name in openers}
+    with _loaded(openers, sides, note) as children:
+        prompt = plan.tokens()
+        probes: dict[str, Callable[[], Any]] = {
+            name: partial(_sample, child, prompt, plan.generate) for name, child in children.items()
+        }
+        if ceilings is not None:
+            read = partial(ceilings.read_bandwidth_gb_s, plan.threads)
+            probes = {READ: read, **probes}
+        taken = alternate(
+            probes, plan.repeats, note=lambda name, round_: note(f"round {round_}: {name}")
+        )
+        for name, child in children.items():
+            sides[name].samples = taken[name]
+            sides[name].peak_rss_bytes = child.ask("memory")["peak_rss_bytes"]
+    note("opening")
+    for _ in range(OPENINGS):
+        for name, opener in openers.items():
+            sides[name].opening_s.append(_opening_s(opener, prompt[:OPENING_PROMPT]))
+    return Figures(ceiling_figures, sides, taken.get(READ))
+
+
+@contextlib.contextmanager
+def _loaded(
+    openers: Mapping[str, Opener], sides: Mapping[str, SideFigures], note: Callable[[str], None]
+) -> Iterator[dict[str, Child]]:
+    """All sides in processes of their own, with their models loaded."""
+    with contextlib.ExitStack() as stack:
+        children = {}
+        for name, opener in openers.items():
+            note(f"loading: {name}")
+            children[name] = stack.enter_context(opener.start())
+            sides[name].loaded = children[name].ask("load", **opener.load)
+        yield children
+
+
+def _sample(child: Child, prompt: list[int], generate: int) -> Sample:
+    answer = child.ask("generate", prompt=prompt, count=generate)
+    return Sample(len(prompt), generate, answer["first_token_s"], answer["rest_s"])
+
+
+def _opening_s(opener: Opener, prompt: list[int]) -> float:
+    """Seconds from opening a model in a fresh process to the first token of a short prompt."""
+    with opener.start() as child:
+        loaded = child.ask("load", **opener.load)
+        answer = child.ask("generate", prompt=prompt, count=1)
+    seconds: float = loaded["load_s"] + answer["first_token_s"]
+    return seconds
