@@ -17,7 +17,8 @@ from apps.bench.process import Child
 if TYPE_CHECKING:
     from apps.bench.ceilings import Ceilings
 
-OURS, PEER, READ = "lutra", "llama.cpp", "read"
+OURS, PEER = "lutra", "llama.cpp"
+READ, MULTIPLY = "reading", "multiplying"
 
 # Fresh processes that open the model, and the prompt that they answer first.
 OPENINGS = 3
@@ -50,10 +51,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class CeilingFigures:
-    """Measured ceilings: GB/s by threads, and multiply-accumulates a second by unit."""
+    """Measured ceilings: GB/s by threads at the start; GB/s, and multiply-accumulates a second by
+    unit, in every round."""
 
-    read_gb_s: dict[int, float]
-    mac_s: dict[str, float]
+    start_gb_s: dict[int, float]
+    read_gb_s: list[float]
+    mac_s: dict[str, list[float]]
+
+    def mac_rates(self) -> dict[str, float]:
+        """Median multiply-accumulates a second by unit."""
+        return {name: statistics.median(rates) for name, rates in self.mac_s.items()}
 
 
 @dataclass
@@ -72,31 +79,21 @@ class SideFigures:
 
 @dataclass
 class Figures:
-    """All of a run. `read_gb_s` is the bandwidth of each round, None where it was not measured."""
+    """All of a run; `ceilings` is None where they were not measured."""
 
     ceilings: CeilingFigures | None
     sides: dict[str, SideFigures]
-    read_gb_s: list[float] | None
 
     def read_bandwidth_gb_s(self) -> float | None:
-        return None if self.read_gb_s is None else statistics.median(self.read_gb_s)
+        return None if self.ceilings is None else statistics.median(self.ceilings.read_gb_s)
 
     def decode_share(self, side: str, step_bytes: float) -> float | None:
         """Median over the rounds of bytes read a second over the round's bandwidth."""
-        if self.read_gb_s is None:
+        if self.ceilings is None:
             return None
         rates = [sample.decode_tok_s for sample in self.sides[side].samples]
-        pairs = zip(rates, self.read_gb_s, strict=True)
+        pairs = zip(rates, self.ceilings.read_gb_s, strict=True)
         return statistics.median(rate * step_bytes / 1e9 / read for rate, read in pairs)
-
-
-def measure_ceilings(ceilings: Ceilings) -> CeilingFigures:
-    """Bandwidth by threads and every matrix unit's rate at all threads."""
-    threads = ceilings.threads
-    return CeilingFigures(
-        read_gb_s={n: ceilings.read_bandwidth_gb_s(n) for n in range(1, threads + 1)},
-        mac_s={rate.name: ceilings.mac_s(rate, threads) for rate in ceilings.rates},
-    )
 
 
 def compare(
@@ -107,16 +104,14 @@ def compare(
 ) -> Figures:
     """Measure every side that `openers` names."""
     note("ceilings")
-    ceiling_figures = measure_ceilings(ceilings) if ceilings is not None else None
+    start = _bandwidths(ceilings) if ceilings is not None else {}
     sides = {name: SideFigures() for name in openers}
     with _loaded(openers, sides, note) as children:
         prompt = plan.tokens()
-        probes: dict[str, Callable[[], Any]] = {
+        probes = _ceiling_probes(ceilings) if ceilings is not None else {}
+        probes |= {
             name: partial(_sample, child, prompt, plan.generate) for name, child in children.items()
         }
-        if ceilings is not None:
-            read = partial(ceilings.read_bandwidth_gb_s, plan.threads)
-            probes = {READ: read, **probes}
         taken = alternate(
             probes, plan.repeats, note=lambda name, round_: note(f"round {round_}: {name}")
         )
@@ -127,7 +122,27 @@ def compare(
     for _ in range(OPENINGS):
         for name, opener in openers.items():
             sides[name].opening_s.append(_opening_s(opener, prompt[:OPENING_PROMPT]))
-    return Figures(ceiling_figures, sides, taken.get(READ))
+    return Figures(_ceiling_figures(start, taken) if start else None, sides)
+
+
+def _bandwidths(ceilings: Ceilings) -> dict[int, float]:
+    """GB/s by threads."""
+    return {n: ceilings.read_bandwidth_gb_s(n) for n in range(1, ceilings.threads + 1)}
+
+
+def _ceiling_probes(ceilings: Ceilings) -> dict[str, Callable[[], Any]]:
+    """What is measured of the machine in every round, at all threads."""
+    threads = ceilings.threads
+    return {
+        READ: lambda: ceilings.read_bandwidth_gb_s(threads),
+        MULTIPLY: lambda: {rate.name: ceilings.mac_s(rate, threads) for rate in ceilings.rates},
+    }
+
+
+def _ceiling_figures(start: dict[int, float], taken: Mapping[str, list[Any]]) -> CeilingFigures:
+    rounds: list[dict[str, float]] = taken[MULTIPLY]
+    mac_s = {name: [rates[name] for rates in rounds] for name in rounds[0]}
+    return CeilingFigures(start, taken[READ], mac_s)
 
 
 @contextlib.contextmanager

@@ -106,7 +106,7 @@ def _prefill_shares(run: Run, work: Work, seconds: float) -> dict[str, float]:
     if run.figures.ceilings is None:
         return {}
     rate = work.prefill_macs(run.plan.prompt) / seconds
-    return {name: rate / most for name, most in run.figures.ceilings.mac_s.items()}
+    return {name: rate / most for name, most in run.figures.ceilings.mac_rates().items()}
 
 
 def _peer_values(run: Run, peer: PeerModel) -> dict[str, Any]:
@@ -135,9 +135,10 @@ def _ceiling_values(run: Run) -> dict[str, Any] | None:
     if ceilings is None:
         return None
     return {
-        "read_gb_s_by_threads": {str(n): rate for n, rate in ceilings.read_gb_s.items()},
-        "read_gb_s_by_round": run.figures.read_gb_s,
-        "mac_s": ceilings.mac_s,
+        "read_gb_s_by_threads": {str(n): rate for n, rate in ceilings.start_gb_s.items()},
+        "read_gb_s_by_round": ceilings.read_gb_s,
+        "mac_s": ceilings.mac_rates(),
+        "mac_s_by_round": ceilings.mac_s,
     }
 
 
@@ -184,13 +185,13 @@ def _print_ceilings(run: Run) -> None:
     if ceilings is None:
         print("no ceilings: they need llvmlite, and code for this processor")
         return
-    for threads, rate in ceilings.read_gb_s.items():
+    for threads, rate in ceilings.start_gb_s.items():
         print(f"read bandwidth, {threads} threads: {rate:.1f} GB/s ({WORD})")
-    for name, rate in ceilings.mac_s.items():
-        print(f"{name}, {run.plan.threads} threads: {rate / 1e12:.2f} TMAC/s ({WORD})")
-    if run.figures.read_gb_s:
-        spread = Spread.of(run.figures.read_gb_s)
-        print(f"read bandwidth during the rounds: {_ranged(spread, 1)} GB/s ({WORD})")
+    spread = Spread.of(ceilings.read_gb_s)
+    print(f"read bandwidth during the rounds: {_ranged(spread, 1)} GB/s ({WORD})")
+    for name, rates in ceilings.mac_s.items():
+        spread = Spread.of([rate / 1e12 for rate in rates])
+        print(f"{name}, {run.plan.threads} threads: {_ranged(spread, 2)} TMAC/s ({WORD})")
 
 
 def _column(run: Run, side: str) -> tuple[str, ...]:

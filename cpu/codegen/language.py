@@ -327,6 +327,14 @@ class Code:
         typed = self.builder.bitcast(address.ir, value.type.ir.as_pointer())
         self.builder.store(value.ir, typed, align=1)
 
+    def prefetch(self, pointer: Value, byte_count: Value | int) -> None:
+        """Ask for the line at a pointer plus an offset; past the end of memory it does nothing."""
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [_element("ptr"), word, word, word])
+        settings = [ir.Constant(word, number) for number in (0, 3, 1)]  # read, keep, data
+        address = self.offset(pointer, byte_count).ir
+        self.builder.call(self.declare("llvm.prefetch.p0", kind), [address, *settings])
+
     def atomic_add(self, pointer: Value, byte_count: int, amount: int) -> Value:
         """Add to an I64 that other threads use; returns what it was. Orders all memory."""
         address = self.builder.bitcast(self.offset(pointer, byte_count).ir, I64.ir.as_pointer())

@@ -22,6 +22,13 @@ from edge.planes import QUAD, STEP, TILE, Quantized
 # Weights that share an accumulation where a scale covers more of the row.
 WIDE_BLOCK = 128
 
+# A row's blocks are read as this many streams, and lines asked for this many bytes ahead in each:
+# processors fetch ahead within a page and for a stream at a time. On the 1.8B shape this reads
+# 23.5 GB/s with two threads where one stream without asking reads 19.
+_STREAMS = 4
+_AHEAD = 1024
+_LINE = 64
+
 # Steps of a turn of the innermost loop where a tile is taken in parts.
 UNROLL = 4
 
@@ -104,7 +111,11 @@ class _Tile:
         zero = code.constant(F32.of(code.isa.lanes), 0.0)
         sums = [[code.variable(zero) for _ in self.layout.rows] for _ in self.parts]
         whole = self.a.integer("width") // self.shape.block
-        with code.loop(0, whole) as block:
+        length = whole // _STREAMS
+        with code.loop(0, length) as index, code.loop(0, _STREAMS) as stream:
+            block = stream * length + index
+            self.one_block(x, block, block * self.shape.steps, None, sums)
+        with code.loop(length * _STREAMS, whole) as block:
             self.one_block(x, block, block * self.shape.steps, None, sums)
         with code.when(whole < self.blocks):
             self.one_block(x, whole, whole * self.shape.steps, self.steps, sums)
@@ -165,6 +176,8 @@ class _Tile:
     ) -> None:
         """Dot products of 8 weights (fewer in a tail) of rows from `part` on with both terms."""
         code, whole_bytes = self.code, self.form.bits == 8
+        if part == 0:
+            self.prefetch(index)
         codes = self.byte_codes(index, part, tail) if whole_bytes else self.expanded(index, part)
         dot = code.isa.dot_bytes if whole_bytes else code.isa.dot
         taken = [
@@ -175,6 +188,12 @@ class _Tile:
             slot = self.layout.slots[place]
             for dots, values in zip(terms, taken, strict=True):
                 dots[slot].set(dot(code, dots[slot].get(), vector, values[place]))
+
+    def prefetch(self, index: Value) -> None:
+        """Ask for the codes that follow in this stream."""
+        offset = index * self.shape.step_bytes
+        for line in range(0, self.shape.step_bytes, _LINE):
+            self.code.prefetch(self.codes, offset + (line + _AHEAD))
 
     def activations(self, x: Value, offset: Value) -> list[Value]:
         """8 bytes of x, spread as each vector of codes takes them."""

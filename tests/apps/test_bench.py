@@ -92,11 +92,13 @@ def test_rates_count_the_prompt_once_and_the_first_token_not_at_all() -> None:
 
 def test_share_of_the_ceiling_is_the_median_of_the_rounds_own() -> None:
     sides = {"lutra": SideFigures([Sample(1, 2, 1.0, seconds) for seconds in (1.0, 0.5, 0.25)])}
-    figures = Figures(CeilingFigures({}, {}), sides, [10.0, 40.0, 20.0])
+    figures = Figures(CeilingFigures({}, [10.0, 40.0, 20.0], {"a": [1.0, 9.0, 2.0]}), sides)
     # 1, 2, 4 tokens a second of 5 GB each: 5/10, 10/40, 20/20
     assert figures.decode_share("lutra", 5e9) == 0.5
     assert figures.read_bandwidth_gb_s() == 20.0
-    assert Figures(None, sides, None).decode_share("lutra", 5e9) is None
+    assert figures.ceilings is not None
+    assert figures.ceilings.mac_rates() == {"a": 2.0}
+    assert Figures(None, sides).decode_share("lutra", 5e9) is None
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -243,7 +245,7 @@ def test_the_peer_runs_in_turns_on_the_same_checkpoint(
     assert theirs["formats"] == {"Q8_0": 14, "F16": 2}
     assert ran.json["ratios"]["decode_tok_s"] == pytest.approx(ran.json["decode_tok_s"] / 8)
     notes = [line for line in ran.err.splitlines() if line.startswith("round")]
-    assert [note.split(": ")[1] for note in notes if "read" not in note] == [
+    assert [note.split(": ")[1] for note in notes if "ing" not in note] == [
         "lutra",
         "llama.cpp",
     ] * 6
