@@ -22,7 +22,7 @@ from apps.bench.peer import (
     start_side,
 )
 from apps.bench.process import Child
-from apps.bench.report import Run, print_report, report_values
+from apps.bench.report import Run, load_average, print_report, report_values
 from apps.options import add_model_options
 from apps.output import print_json
 from apps.progress import Bar
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     bundle = Bundle.open(args.bundle)
     target = choose_target(args.target)
     plan, options = _read_plan(args, bundle), _read_peer(args)
-    bar = Bar(quiet=args.quiet)
+    bar, load_before = Bar(quiet=args.quiet), load_average()
     with tempfile.TemporaryDirectory() as folder:
         openers = {OURS: _our_opener(args, plan)}
         peer = None
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             peer = open_peer(options, target, Path(folder), plan.threads, bar)
             openers[PEER] = _peer_opener(options, peer, plan)
         figures = compare(plan, openers, _ceilings(target, plan.threads), bar.note)
-        made = Run(args.bundle, bundle, args.kv, plan, figures, peer)
+        made = Run(args.bundle, bundle, args.kv, plan, figures, peer, load_before)
         print_report(made)
         if args.json:
             print_json(report_values(made))

@@ -26,6 +26,9 @@ WORD = "measured"
 # llama.cpp keeps keys and values in f16 unless told otherwise.
 PEER_CACHE: CacheFormat = "f16"
 
+# Other programs, on average over a minute, from which on a run says so.
+_BUSY_LOAD = 0.5
+
 _RATES = ("prefill_tok_s", "decode_tok_s")
 
 
@@ -39,6 +42,7 @@ class Run:
     plan: Plan
     figures: Figures
     peer: PeerModel | None
+    load_before: float | None
 
     def work(self, side: str) -> Work:
         """What a token costs a side."""
@@ -64,7 +68,7 @@ def report_values(run: Run) -> dict[str, Any]:
         "repeats": plan.repeats,
         "threads": plan.threads,
         "ceilings": _ceiling_values(run),
-        "machine": machine_values(),
+        "machine": machine_values() | {"load_before": run.load_before},
         "versions": {
             "lutra": VERSION,
             "python": platform.python_version(),
@@ -148,6 +152,14 @@ def our_formats(bundle: Bundle) -> dict[str, int]:
     return dict(Counter(str(bundle.manifest.tensors[name].form) for name in matrices))
 
 
+def load_average(loadavg: Path = Path("/proc/loadavg")) -> float | None:
+    """How many programs were running in the last minute, where the system says."""
+    try:
+        return float(loadavg.read_text(encoding="utf-8").split()[0])
+    except OSError:
+        return None
+
+
 def machine_values(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
     """The machine, as far as it says."""
     machine = this_machine()
@@ -178,6 +190,8 @@ def print_report(run: Run) -> None:
         f"{run.plan.prompt} + {run.plan.generate} tokens, {run.plan.threads} threads, medians of "
         f"{run.plan.repeats} rounds (least to most); all {WORD}"
     )
+    if run.load_before is not None and run.load_before > _BUSY_LOAD:
+        print(f"note: {run.load_before:.1f} other programs were running; run it on a quiet machine")
 
 
 def _print_ceilings(run: Run) -> None:

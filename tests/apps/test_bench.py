@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from apps.bench import build_peer, ceilings, measure, peer
+from apps.bench import build_peer, ceilings, command, measure, peer
 from apps.bench.build_peer import cmake_arguments
 from apps.bench.compare import CeilingFigures, Figures, SideFigures
 from apps.bench.measure import Sample, Spread, alternate
 from apps.bench.peer import check_build
 from apps.bench.process import Child
+from apps.bench.report import load_average
 from apps.bench.work import work_of
 from apps.bench.worker import peak_rss_bytes
 from edge.bundle import Bundle
@@ -215,6 +216,27 @@ def test_json_has_every_figure(lutra: Lutra, bundle: Path, quick: None) -> None:
     assert values["weight_bytes_per_token"] == work_of(Bundle.open(bundle), "f32").weight_bytes
     assert values["formats"] == {"w4g64": 16}
     assert "(measured)" in ran.out
+
+
+@pytest.mark.parametrize(("load", "said"), [(0.1, False), (3.2, True), (None, False)])
+def test_a_busy_machine_is_told_of(
+    load: float | None,
+    said: bool,
+    lutra: Lutra,
+    bundle: Path,
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(command, "load_average", lambda: load)
+    ran = lutra("bench", bundle, *QUICK, "--quiet", "--json")
+    assert ("3.2 other programs were running" in ran.out) is said
+    assert ran.json["machine"]["load_before"] == load
+
+
+def test_load_average_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "loadavg").write_text("1.25 0.5 0.1 1/83 18341\n")
+    assert load_average(tmp_path / "loadavg") == 1.25
+    assert load_average(tmp_path / "none") is None
 
 
 def test_the_peer_runs_in_turns_on_the_same_checkpoint(
