@@ -88,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
         elif line:
             _answer(chat, line)
     if args.json:
-        print_json({"messages": [vars(message) for message in chat.messages]})
+        messages = [vars(message) for message in chat.messages]
+        print_json({"messages": messages, "target": str(model.program.target), "note": model.note})
     return 0
 
 

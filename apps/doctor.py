@@ -68,11 +68,12 @@ def check_unit(unit: str, machine: Machine) -> list[Finding]:
     """Try every target that this machine could run of a unit ("ref", "cpu", "npu:htp", ...)."""
     if unit not in BACKENDS:
         return [Finding(_example(unit, machine), False, f"lutra {VERSION} has no {unit} backend")]
-    backend = backend_for(Target.parse(_example(unit, machine)))
-    targets = backend.targets(machine)
-    return [_try(target) for target in targets] or [
-        Finding(unit, False, "this machine cannot run it")
-    ]
+    example = _example(unit, machine)
+    backend = backend_for(Target.parse(example))
+    findings = [_try(target) for target in backend.targets(machine)]
+    if reason := backend.leaves_out(None, machine):
+        findings.insert(0, Finding(example, False, reason))
+    return findings or [Finding(unit, False, "this machine cannot run it")]
 
 
 def _try(target: Target) -> Finding:

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import edge
 from apps.options import add_model_options, load_model
 from apps.output import print_json
 from apps.progress import Bar
@@ -81,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         "tokens": score.tokens,
         "context": model.context,
         "target": str(model.program.target),
+        "note": model.note,
     }
     if args.json:
         print_json(values)
@@ -145,7 +145,7 @@ def _logits(model: Model, window: NDArray[np.int32]) -> Iterator[tuple[int, NDAr
 def _load_other(args: argparse.Namespace, model: Model) -> Model | None:
     if args.against is None:
         return None
-    other = edge.load(args.against, target=args.target)
+    other = load_model(args, args.against)
     if other.bundle.tokenizer_json != model.bundle.tokenizer_json:
         raise UsageError(
             f"{args.against} has another tokenizer than {args.bundle}",

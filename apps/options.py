@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from dataclasses import replace
 
 import edge
-from edge.model import DEFAULT_SAMPLING, TRANSFORMERS_SAMPLING, Model
+from apps.output import print_note
+from edge.model import DEFAULT_SAMPLING, TRANSFORMERS_SAMPLING, LesserTarget, Model
 from edge.sampler import Sampling
 
 
@@ -29,15 +31,22 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_model(args: argparse.Namespace) -> Model:
-    """Load the model that the options name."""
-    return edge.load(
-        args.bundle,
-        target=args.target,
-        context=args.context,
-        cache_format=args.kv,
-        threads=args.threads,
-    )
+def load_model(args: argparse.Namespace, other: str | None = None) -> Model:
+    """Load the model that the options name, or another one in the same way.
+
+    A note says where it runs on less than was asked for.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LesserTarget)
+        model = edge.load(
+            other or args.bundle,
+            target=args.target,
+            context=args.context,
+            cache_format=args.kv,
+            threads=args.threads,
+        )
+    print_note(args, model.note)
+    return model
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:

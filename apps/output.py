@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 def print_json(values: Mapping[str, Any]) -> None:
     """One object on one line: the last line of standard output. ASCII, so it is valid anywhere."""
     print(json.dumps(values, allow_nan=False), flush=True)
+
+
+def print_note(args: argparse.Namespace, note: str) -> None:
+    """A line on standard error, unless there is none or --quiet."""
+    if note and not args.quiet:
+        print(f"note: {note}", file=sys.stderr)
 
 
 @contextlib.contextmanager

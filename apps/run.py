@@ -123,6 +123,7 @@ def _values(model: Model, records: list[Record]) -> dict[str, object]:
         "decode_tok_s": last.decode_tok_s,
         "rates": "measured",
         "target": str(model.program.target),
+        "note": model.note,
     }
 
 

@@ -9,15 +9,17 @@ from pathlib import Path
 
 from cpu.codegen import tables
 from cpu.library import Library
-from cpu.native import Native, compile_library, compile_native
+from cpu.native import Native, compile_library, compile_native, refused_tiles
 from cpu.program import CpuProgram
 from cpu.threads import default_threads
 from edge.backend import Artifact
 from edge.bundle import Bundle
-from edge.errors import MissingDependency, UnknownTarget
+from edge.errors import MissingDependency
 from edge.formats import Format
 from edge.graph import Graph
 from edge.target import FEATURES, Machine, Target, this_machine
+
+_INSTALL = 'pip install "lutra[convert]"'
 
 
 class CpuBackend:
@@ -25,19 +27,36 @@ class CpuBackend:
 
     def targets(self, machine: Machine, artifacts: Sequence[Artifact] = ()) -> list[Target]:
         """The machine's own target and those below it; without a compiler, what is compiled."""
-        ahead = [a.target for a in artifacts if a.target.unit == "cpu"]
         if not _has_compiler():
-            fitting = [target for target in ahead if not machine.mismatch(target)]
-            return sorted(fitting, key=lambda target: -len(target.features))
-        try:
-            best = machine.target()
-        except UnknownTarget:
+            ahead = [a.target for a in artifacts if not _mismatch(machine, a.target)]
+            return sorted(ahead, key=lambda target: -len(target.features))
+        if machine.arch not in FEATURES:
             return []
-        return [target for target in (best, *_lesser(best)) if not tables.refuses(target)]
+        best = machine.target()
+        return [target for target in (best, *_lesser(best)) if not _mismatch(machine, target)]
+
+    def leaves_out(
+        self, asked: Target | None, machine: Machine, artifacts: Sequence[Artifact] = ()
+    ) -> str:
+        """See `edge.backend.Backend`. Code for Android counts on Linux of the same processor."""
+        if machine.arch not in FEATURES:
+            return "" if asked else f"no code is made for {machine.arch}"
+        wanted = asked or machine.target()
+        if machine.mismatch(replace(wanted, features=())):
+            return ""
+        if lacking := [name for name in wanted.features if name not in machine.features]:
+            return f"this machine lacks {', '.join(lacking)}"
+        if reason := _refusal(wanted):
+            return reason
+        ahead = [a.target for a in artifacts if not _mismatch(machine, a.target)]
+        made = wanted in ahead if asked else wanted.features in [a.features for a in ahead]
+        if made or _has_compiler():
+            return ""
+        return f"nothing is compiled for {wanted}, and making code needs llvmlite ({_INSTALL})"
 
     def refuses(self, target: Target, graph: Graph) -> str:
         del graph
-        return this_machine().mismatch(target) or tables.refuses(target)
+        return _mismatch(this_machine(), target)
 
     def compile(self, formats: Iterable[Format], target: Target, folder: Path) -> list[Artifact]:
         """One library of kernels. It does not depend on the model, only on its formats."""
@@ -61,10 +80,24 @@ def _native(bundle: Bundle, target: Target) -> Native:
     if not _has_compiler():
         raise MissingDependency(
             f"{bundle.folder} is not compiled for {target}, and compiling it now needs llvmlite",
-            f'pip install "lutra[convert]", or convert with --targets {target}',
+            f"{_INSTALL}, or convert with --targets {target}",
         )
     formats = {str(record.form): record.form for record in bundle.manifest.tensors.values()}
     return compile_native(formats.values(), isa)
+
+
+def _mismatch(machine: Machine, target: Target) -> str:
+    """Why code for a target cannot run on a machine, which is the one at hand; empty if it can."""
+    if target.unit != "cpu":
+        return f"{target} is no processor"
+    return machine.mismatch(target) or _refusal(target)
+
+
+def _refusal(target: Target) -> str:
+    """Why no code can be made for a target, or the system will not let it run."""
+    if reason := tables.refuses(target):
+        return reason
+    return refused_tiles() if tables.isa_for(target).tiles is not None else ""
 
 
 def _has_compiler() -> bool:

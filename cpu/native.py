@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -27,8 +28,8 @@ class Native:
     """Kernels by name, and the step that calls them, of one or several pieces of machine code."""
 
     def __init__(self, codes: Sequence[Code], *, matrix_unit: bool) -> None:
-        if matrix_unit:
-            ask_for_tiles()
+        if matrix_unit and (reason := refused_tiles()):
+            raise UnknownTarget(reason, "use --target cpu:x86_64,vnni")
         self._codes = codes  # keeps the machine code alive
         self.matrix_unit = matrix_unit
         kind = ctypes.CFUNCTYPE(
@@ -92,14 +93,12 @@ def compile_library(formats: Iterable[Format], isa: Isa, out: Path) -> dict[str,
     return {"llvmlite": llvmlite.__version__}
 
 
-def ask_for_tiles() -> None:
-    """Ask Linux for the tile registers. Raises UnknownTarget where it refuses."""
+def refused_tiles() -> str:
+    """Ask Linux for the tile registers, which it gives a process that asks; why it refuses."""
     system_call = ctypes.CDLL(None, use_errno=True).syscall
-    if system_call(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) != 0:
-        raise UnknownTarget(
-            f"the system refuses the tile registers (errno {ctypes.get_errno()})",
-            "use --target cpu:x86_64,vnni",
-        )
+    if system_call(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0:
+        return ""
+    return f"the system refuses the tile registers ({os.strerror(ctypes.get_errno())})"
 
 
 # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)

@@ -75,7 +75,16 @@ class CpuProgram:
     def run(
         self, tokens: NDArray[np.int32], count: int, cache: KVCache, logit_rows: int
     ) -> NDArray[np.float32]:
-        """Run the valid tokens; padding is not computed. See `edge.backend.Program.run`."""
+        """Run the valid tokens; padding is not computed. See `edge.backend.Program.run`.
+
+        Raises UsageError where another caller's step is running.
+        """
+        with self.team.alone():
+            return self._run(tokens, count, cache, logit_rows)
+
+    def _run(
+        self, tokens: NDArray[np.int32], count: int, cache: KVCache, logit_rows: int
+    ) -> NDArray[np.float32]:
         max_rows = next(size for size in (PRIVATE_ROWS, FEW_ROWS, MAX_ROWS) if count <= size)
         table, lowering = self._table(max_rows, cache.form)
         self._write(lowering.memory.address(f"tokens/{max_rows}", 4 * max_rows), tokens[:count])

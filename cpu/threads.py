@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edge.errors import UsageError
@@ -14,10 +15,7 @@ Work = Callable[[int, int], None]
 
 
 class Team:
-    """`count` threads, the caller's included. `run` returns when all have done their part.
-
-    One step runs at a time; a second caller gets UsageError.
-    """
+    """`count` threads that do a step together; the caller sleeps meanwhile."""
 
     def __init__(self, count: int) -> None:
         available = len(os.sched_getaffinity(0))
@@ -28,34 +26,62 @@ class Team:
             )
         self.count = count
         self._work: Work | None = None
+        self._error: BaseException | None = None
         self._busy = threading.Lock()
-        self._start = [threading.Semaphore(0) for _ in range(count - 1)]
-        self._done = threading.Semaphore(0)
-        for index in range(1, count):
+        # Steps are numbered, so that waking a thread twice does no harm.
+        self._step = 0
+        self._done = [0] * count
+        self._wake = [threading.Semaphore(0) for _ in range(count)]
+        self._finished = threading.Semaphore(0)
+        for index in range(count):
             threading.Thread(target=self._serve, args=(index,), daemon=True).start()
 
-    def run(self, work: Work) -> None:
-        """Have every thread do its part of `work`."""
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the team, and all memory that its steps use. Raises UsageError where it is held."""
         if not self._busy.acquire(blocking=False):
             raise UsageError("a step is running already", "use one model for each caller")
         try:
-            self._work = work
-            for start in self._start:
-                start.release()
-            work(0, self.count)
-            for _ in self._start:
-                self._done.acquire()
+            yield
         finally:
-            self._work = None
             self._busy.release()
+
+    def run(self, work: Work) -> None:
+        """Have every thread do its part of `work`; call it within `alone`.
+
+        Ctrl-C is heard when all have done: a thread that were left at a barrier would spin for
+        ever. That is why no part of a step is done by the caller, whom Ctrl-C may stop anywhere.
+        """
+        self._work = work
+        self._step += 1
+        interrupt: KeyboardInterrupt | None = None
+        while self._running():
+            try:
+                for wake in self._wake:
+                    wake.release()
+                while self._running():
+                    self._finished.acquire()
+            except KeyboardInterrupt as caught:
+                interrupt = caught
+        self._work, error, self._error = None, self._error, None
+        if failure := error or interrupt:
+            raise failure
+
+    def _running(self) -> bool:
+        return any(done != self._step for done in self._done)
 
     def _serve(self, index: int) -> None:
         while True:
-            self._start[index - 1].acquire()
-            work = self._work
-            if work is not None:
+            self._wake[index].acquire()
+            step, work = self._step, self._work
+            if work is None or self._done[index] == step:
+                continue
+            try:
                 work(index, self.count)
-            self._done.release()
+            except BaseException as error:
+                self._error = error
+            self._done[index] = step
+            self._finished.release()
 
 
 def default_threads(cpus: Path = Path("/sys/devices/system/cpu")) -> int:

@@ -66,6 +66,15 @@ class Backend(Protocol):
         """Targets that this machine could run, best first, with a bundle's compiled files."""
         ...
 
+    def leaves_out(
+        self, asked: Target | None, machine: Machine, artifacts: Sequence[Artifact] = ()
+    ) -> str:
+        """Why this machine, of the right kind, cannot run `asked`; empty where it can.
+
+        None is all that the machine has. Whoever asks then takes the next target down.
+        """
+        ...
+
     def refuses(self, target: Target, graph: Graph) -> str:
         """Why this backend cannot lower `graph` to `target`; empty where it can."""
         ...
@@ -93,18 +102,42 @@ def backend_for(target: Target) -> Backend:
     return backend
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The target to use. `note` says why where it is less than what was asked for."""
+
+    target: Target
+    note: str = ""
+
+
 def choose_target(
     text: str, artifacts: Sequence[Artifact] = (), machine: Machine | None = None
-) -> Target:
-    """The target that `text` names; "auto" is the best that this machine can run.
+) -> Choice:
+    """The target that `text` names, or the next one down where this machine cannot run it.
 
-    `artifacts` are the compiled files of the bundle that is to run.
+    "auto" is the best that this machine can run. `artifacts` are the compiled files of the bundle
+    that is to run. A target of another kind of machine is returned as it is, for its backend to
+    refuse. Raises UnknownTarget for one that no backend knows.
     """
-    if text != "auto":
-        return Target.parse(text)
     machine = machine or this_machine()
+    if text == "auto":
+        return _best(artifacts, machine)
+    asked = Target.parse(text)
+    backend = backend_for(asked)
+    if reason := backend.leaves_out(asked, machine, artifacts):
+        for target in backend.targets(machine, artifacts):
+            if target.below(asked):
+                return Choice(target, f"runs on {target} instead of {asked}: {reason}")
+    return Choice(asked)
+
+
+def _best(artifacts: Sequence[Artifact], machine: Machine) -> Choice:
+    reasons = []
     for module in BACKENDS.values():
         backend: Backend = importlib.import_module(module).BACKEND
+        reason = backend.leaves_out(None, machine, artifacts)
+        reasons += [reason] if reason else []
         if targets := backend.targets(machine, artifacts):
-            return targets[0]
+            note = f"runs on {targets[0]}: {'; '.join(reasons)}" if reasons else ""
+            return Choice(targets[0], note)
     raise UnknownTarget("no backend runs on this machine", "see `lutra doctor`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -33,6 +34,10 @@ DEFAULT_SAMPLING = Sampling(temperature=0.8, top_p=0.95)
 
 # What a checkpoint that sets some values means by those that it leaves out.
 TRANSFORMERS_SAMPLING = Sampling(temperature=1.0, top_k=50)
+
+
+class LesserTarget(UserWarning):
+    """A model runs on less than the target that was asked for."""
 
 
 @dataclass
@@ -83,12 +88,19 @@ class Model:
     """A bundle loaded on a target. Make one with `edge.load`."""
 
     def __init__(
-        self, bundle: Bundle, program: Program, context: int, cache_format: CacheFormat
+        self,
+        bundle: Bundle,
+        program: Program,
+        context: int,
+        cache_format: CacheFormat,
+        note: str = "",
     ) -> None:
         self.bundle = bundle
         self.program = program
         self.context = context
         self.cache_format = cache_format
+        # why it runs on less than what was asked for
+        self.note = note
 
     def logits(self, token_ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
         """Logits float32 [tokens, vocabulary] after each of the tokens, from an empty context.
@@ -230,24 +242,29 @@ def load(
 ) -> Model:
     """Open a bundle and make it ready to run.
 
-    `target` is a target's text form, or "auto" for the best that this machine runs. `context`
-    takes less than the bundle's context, to save memory. `threads` None is as many as there are
-    fast processors. Raises the errors of `Bundle.open`,
-    UnknownTarget where nothing here runs the target, UsageError for a context or a number
-    of threads out of range.
+    `target` is a target's text form, or "auto" for the best that this machine runs; where the
+    machine lacks some of it, the next one down is used, and a warning says why. `context` takes
+    less than the bundle's context, to save memory. `threads` None is as many as there are fast
+    processors. Raises the errors of `Bundle.open`, UnknownTarget where nothing here runs the
+    target, UsageError for a context or a number of threads out of range.
     """
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads", "use 1 or more, or leave it to the machine")
     bundle = Bundle.open(path)
     chosen = choose_target(target, bundle.manifest.artifacts)
-    backend = backend_for(chosen)
-    if refusal := backend.refuses(chosen, bundle.graph):
-        raise UnknownTarget(f"{path} cannot run on {chosen}: {refusal}", "see lutra doctor")
+    backend = backend_for(chosen.target)
+    if refusal := backend.refuses(chosen.target, bundle.graph):
+        raise UnknownTarget(f"{path} cannot run on {chosen.target}: {refusal}", "see lutra doctor")
     limit = bundle.graph.context
     if context is not None and not 1 <= context <= limit:
         raise UsageError(
             f"context {context}, {path} was converted for up to {limit}",
             f"use 1 to {limit}, or convert again with a larger --context",
         )
-    return Model(bundle, backend.load(bundle, chosen, threads), context or limit, cache_format)
+    program = backend.load(bundle, chosen.target, threads)
+    if chosen.note:
+        warnings.warn(chosen.note, LesserTarget, stacklevel=2)
+    return Model(bundle, program, context or limit, cache_format, chosen.note)
 
 
 def with_defaults(base: Sampling, defaults: GenerationDefaults) -> Sampling:

@@ -75,6 +75,11 @@ class Target:
         """What a backend is registered for: "ref", "cpu", "npu:htp", "npu:hvx" or "npu:ort"."""
         return f"npu:{self.arch.partition('-')[0]}" if self.kind == "npu" else self.kind
 
+    def below(self, other: Target) -> bool:
+        """Whether it is another target for the same processors that needs no more than `other`."""
+        same = (self.kind, self.arch) == (other.kind, other.arch)
+        return same and self != other and set(self.features) <= set(other.features)
+
     def _named_features(self) -> list[str]:
         """The features in the table's order; the base one ("neon") goes without saying."""
         table = FEATURES.get(self.arch, {})

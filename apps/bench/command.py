@@ -24,7 +24,7 @@ from apps.bench.peer import (
 from apps.bench.process import Child
 from apps.bench.report import Run, load_average, print_report, report_values
 from apps.options import add_model_options
-from apps.output import print_json
+from apps.output import print_json, print_note
 from apps.progress import Bar
 from cpu.threads import default_threads
 from edge.backend import choose_target
@@ -75,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     bundle = Bundle.open(args.bundle)
-    target = choose_target(args.target)
+    choice = choose_target(args.target, bundle.manifest.artifacts)
+    target = choice.target
+    print_note(args, choice.note)
     plan, options = _read_plan(args, bundle), _read_peer(args)
     bar, load_before = Bar(quiet=args.quiet), load_average()
     with tempfile.TemporaryDirectory() as folder:

@@ -41,7 +41,8 @@ class LutraSide:
         except LutraError as error:
             raise Refusal(type(error).__name__, error.what, error.cure) from error
         self._model = model
-        return {"load_s": time.perf_counter() - began, "target": str(model.program.target)}
+        seconds = time.perf_counter() - began
+        return {"load_s": seconds, "target": str(model.program.target), "note": model.note}
 
     def generate(self, prompt: list[int], count: int) -> Answer:
         """Run a prompt and draw `count` tokens; see `Sample` for the times."""

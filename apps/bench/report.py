@@ -61,6 +61,7 @@ def report_values(run: Run) -> dict[str, Any]:
         "figures": WORD,
         "bundle": str(run.path),
         "target": ours.loaded["target"],
+        "note": ours.loaded["note"],
         "formats": our_formats(run.bundle),
         "kv_format": run.cache_format,
         "prompt_tokens": plan.prompt,

@@ -14,10 +14,9 @@ import edge
 from converter.convert import convert
 from converter.synth import synthesize
 from cpu.backend import BACKEND
-from edge.errors import UnknownTarget, UsageError
 from edge.generate import prefill
 from edge.model import Model
-from edge.target import Target, this_machine
+from edge.target import this_machine
 from tests.checkpoints import make_checkpoint
 from tests.golden.variants import VARIANTS, token_ids
 
@@ -146,24 +145,3 @@ def test_predictions_of_a_trained_model_stay_those_of_the_reference(
         expected = log_softmax(reference.logits(ids))
         assert kl_divergence(expected, log_softmax(one_by_one(model, ids))).mean() < 1e-5
         assert kl_divergence(expected, log_softmax(model.logits(ids))).mean() < 2e-3
-
-
-def test_wrong_threads_and_foreign_targets_are_refused(bundle: Callable[[str], Path]) -> None:
-    for count in (0, -1, 10_000):
-        with pytest.raises(UsageError, match=f"{count} threads, this process may use"):
-            edge.load(bundle("f32"), target=BEST, threads=count)
-    foreign = "cpu:aarch64" if Target.parse(BEST).arch == "x86_64" else "cpu:x86_64,avx2"
-    with pytest.raises(UnknownTarget, match="this machine is"):
-        edge.load(bundle("f32"), target=foreign)
-
-
-def test_a_second_step_while_one_runs_is_refused() -> None:
-    from cpu.threads import Team
-
-    team = Team(1)
-
-    def nested(index: int, count: int) -> None:
-        with pytest.raises(UsageError, match="a step is running already"):
-            team.run(lambda index, count: None)
-
-    team.run(nested)
