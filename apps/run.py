@@ -7,6 +7,7 @@ examples:
   lutra run model.lutra -p "Once upon a time" --greedy
   echo "What is a lutra?" | lutra run model.lutra --max-tokens 50
   lutra run model.lutra --tokens "1 403 407" --json
+  lutra run model.lutra -p "Once upon a time" --trace run.json
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from edge.errors import UsageError
 from edge.generate import Record
 from edge.model import Model
 from edge.template import Message
+from edge.trace import Run, generation_slices, write_trace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="no chat template")
     parser.add_argument("--system", metavar="TEXT", help="system message, with a chat template")
     add_sampling_options(parser)
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write when what ran, for ui.perfetto.dev"
+    )
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
         print(prompt.shown, end="", flush=True)
     made = list(_shown(records, silent=args.json))
     last = made[-1]
+    if args.trace is not None:
+        slices = generation_slices(made, str(model.program.target))
+        write_trace(args.trace, [Run(f"lutra run {args.bundle}", "measured", slices)])
     if args.json:
         print_json(_values(model, made))
     elif not args.quiet:

@@ -3,10 +3,18 @@
 One board knows what is done and what is ready, and picks; `run` asks it from one thread a
 processor, `simulate` from a loop over the jobs' expected times. A processor does one job at a time.
 
-Out of order (llm.npu, section 3.4) the job to run next is the ready one with the largest
-C = + NPU seconds that it makes ready, for a job of the CPU, or C = - CPU seconds that it makes
-ready, for one of the NPU. So the CPU feeds the NPU first, and the NPU puts off what the CPU must
-work on long. In order, each processor takes its jobs as they stand in the list.
+In order, each processor takes its jobs as they stand in the list. Out of order there are two rules:
+
+- `GREEDY` (llm.npu, section 3.4): the ready job with the largest C, which for a job of the CPU is
+  the NPU seconds that it makes ready, and for one of the NPU minus the CPU seconds.
+- staggered: the CPU goes by C as well; but the NPU, and the CPU among equals, take the job of the
+  chunk that is furthest behind, where chunk i may be i times `lag` layers behind chunk 0. The
+  greedy rule finishes chunks one by one, so that the last one, whose attention is the longest, runs
+  alone at the end; staggered, every layer's work of all chunks is spread over the same time.
+
+`best_rule` simulates the greedy rule and some lags, and takes the shortest. For Qwen1.5-1.8B's
+shape at 1024 tokens on SM8650 (modelled) the NPU waits 11 % of the time by the greedy rule, under
+1 % by the best one.
 """
 
 from __future__ import annotations
@@ -22,8 +30,26 @@ from typing import Literal
 from edge.errors import LutraError
 from edge.jobs import NPU, Job, check_jobs, processors_of
 
-Order = Literal["in_order", "out_of_order"]
 Action = Callable[[], None]
+
+# Lags worth a try, in layers, and in layers times chunks.
+_LAGS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 1.5, 20.0)
+_SPREADS = (0.5, 1.0, 1.5, 2.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the next job is chosen; `lag`, in layers, is for the staggered rule alone."""
+
+    name: Literal["in_order", "greedy", "staggered"]
+    lag: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.name} by {self.lag:g} layers" if self.name == "staggered" else self.name
+
+
+IN_ORDER = Rule("in_order")
+GREEDY = Rule("greedy")
 
 
 @dataclass(frozen=True)
@@ -71,10 +97,10 @@ class Board:
     Not safe for threads by itself: `run` holds a lock around it.
     """
 
-    def __init__(self, jobs: Sequence[Job], order: Order) -> None:
+    def __init__(self, jobs: Sequence[Job], rule: Rule) -> None:
         check_jobs(jobs)
         self.jobs = tuple(jobs)
-        self.order = order
+        self.rule = rule
         self.left = len(self.jobs)
         self._waits_for = [len(set(job.after)) for job in self.jobs]
         self._followers: list[list[int]] = [[] for _ in self.jobs]
@@ -82,19 +108,20 @@ class Board:
         for place, job in enumerate(self.jobs):
             for other in set(job.after):
                 self._followers[other].append(place)
-            if order == "in_order" or not job.after:
+            if rule == IN_ORDER or not job.after:
                 self._queues[job.processor].append(place)
         for queue in self._queues.values():
             queue.reverse()  # in order, the next one is popped from the end
+        self._lateness = _lateness(self.jobs, rule.lag) if rule.name == "staggered" else None
 
     def take(self, processor: str) -> int | None:
         """The place of the job that `processor` does next; None where none is ready for it."""
         queue = self._queues[processor]
         if not queue:
             return None
-        if self.order == "in_order":
+        if self.rule == IN_ORDER:
             return queue.pop() if self._waits_for[queue[-1]] == 0 else None
-        best = max(queue, key=lambda place: (self._gain_s(place), -place))
+        best = max(queue, key=self._urgency)
         queue.remove(best)
         return best
 
@@ -103,8 +130,15 @@ class Board:
         self.left -= 1
         for follower in self._followers[place]:
             self._waits_for[follower] -= 1
-            if self._waits_for[follower] == 0 and self.order == "out_of_order":
+            if self._waits_for[follower] == 0 and self.rule != IN_ORDER:
                 self._queues[self.jobs[follower].processor].append(follower)
+
+    def _urgency(self, place: int) -> tuple[float, float, int]:
+        """What jobs are compared by; the first in the list among equals."""
+        if self._lateness is None:
+            return self._gain_s(place), 0.0, -place
+        gain = self._gain_s(place) if self.jobs[place].processor != NPU else 0.0
+        return gain, self._lateness[place], -place
 
     def _gain_s(self, place: int) -> float:
         """C of a job: how much it is worth to the NPU that this one runs first."""
@@ -114,9 +148,40 @@ class Board:
         return seconds if feeds else -seconds
 
 
-def simulate(jobs: Sequence[Job], order: Order = "out_of_order") -> Timeline:
+def _lateness(jobs: Sequence[Job], lag: float) -> list[float]:
+    """How far each job's chunk would be behind before it, in layers."""
+    done = dict.fromkeys((job.chunk for job in jobs), 0.0)
+    before = []
+    for job in jobs:
+        before.append(done[job.chunk])
+        done[job.chunk] += job.seconds
+    layers = _layers(jobs)
+    return [
+        -(seconds / max(done[job.chunk], 1e-30) * layers + lag * job.chunk)
+        for job, seconds in zip(jobs, before, strict=True)
+    ]
+
+
+def _layers(jobs: Sequence[Job]) -> int:
+    """How many layers there are: stages that wait for other chunks."""
+    across = {j.stage for j in jobs if any(jobs[other].chunk != j.chunk for other in j.after)}
+    return max(len(across), 1)
+
+
+def best_rule(jobs: Sequence[Job]) -> Rule:
+    """The out-of-order rule with the shortest simulation. Raises BadGraph.
+
+    It depends on the expected times alone, so it may be kept for a number of chunks.
+    """
+    chunks = len({job.chunk for job in jobs})
+    lags = sorted({*_LAGS, *(spread / chunks for spread in _SPREADS if chunks)})
+    rules = [GREEDY, *(Rule("staggered", lag) for lag in lags)] if chunks > 1 else [GREEDY]
+    return min(rules, key=lambda rule: simulate(jobs, rule).makespan_s)
+
+
+def simulate(jobs: Sequence[Job], rule: Rule) -> Timeline:
     """The timeline if every job takes the time expected of it. Deterministic. Raises BadGraph."""
-    board = Board(jobs, order)
+    board = Board(jobs, rule)
     processors = processors_of(jobs)
     running: list[tuple[float, int]] = []  # heap of (end, place)
     idle = set(processors)
@@ -140,7 +205,7 @@ def simulate(jobs: Sequence[Job], order: Order = "out_of_order") -> Timeline:
 def run(
     jobs: Sequence[Job],
     actions: Sequence[Action],
-    order: Order = "out_of_order",
+    rule: Rule,
     *,
     cancel: threading.Event | None = None,
     clock: Callable[[], float] = time.perf_counter,
@@ -152,7 +217,7 @@ def run(
     CancelledError; so does Ctrl-C. Raises BadGraph for jobs that cannot be scheduled.
     """
     assert len(actions) == len(jobs), f"{len(actions)} actions for {len(jobs)} jobs"
-    return _Run(Board(jobs, order), actions, cancel or threading.Event(), clock).run()
+    return _Run(Board(jobs, rule), actions, cancel or threading.Event(), clock).run()
 
 
 class _Run:

@@ -109,6 +109,15 @@ def test_run_json_has_what_scripts_read(lutra: Lutra, bundle: Path) -> None:
     assert lutra(*words).json["token_ids"] == values["token_ids"]
 
 
+def test_run_writes_a_trace(lutra: Lutra, bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "trace.json"
+    assert lutra("run", bundle, "--tokens", "1 2", "--max-tokens", 4, "--trace", out).code == 0
+    events = json.loads(out.read_text())["traceEvents"]
+    names = [event["name"] for event in events if event["ph"] == "X"]
+    assert names[0] == "prefill"
+    assert all(name.startswith("decode") for name in names[1:])
+
+
 def test_run_prints_the_prompt_with_its_continuation(lutra: Lutra, bundle: Path) -> None:
     words = ("--raw", "-p", "hello", "--greedy", "--max-tokens", 5, "--target", "ref")
     ran = lutra("run", bundle, *words)
