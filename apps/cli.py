@@ -28,6 +28,7 @@ VERBS = {
     "eval": "measure perplexity, and what quantization costs",
     "bench": "measure speed against the machine's ceilings and a peer",
     "doctor": "try every target on this machine",
+    "kernels": "show every kernel's inner loop and modelled cycles",
     "synth": "make a random-weight checkpoint of a published shape",
 }
 

@@ -30,7 +30,7 @@ class UsageError(LutraError):
 
 
 class MissingDependency(LutraError):
-    """An optional Python package is needed and not installed."""
+    """An optional Python package, or a tool, is needed and not installed."""
 
     exit_code = 3
 

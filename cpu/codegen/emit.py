@@ -92,6 +92,11 @@ def assembly(module: Module) -> str:
     return text
 
 
+def compiler_version() -> str:
+    """Of llvmlite and its LLVM."""
+    return f"llvmlite {llvmlite.__version__}, LLVM {'.'.join(map(str, llvm.llvm_version_info))}"
+
+
 def object_code(module: Module, cache: Path | None = None) -> bytes:
     """The module as an object file, from the cache where it was made before.
 
@@ -99,7 +104,7 @@ def object_code(module: Module, cache: Path | None = None) -> bytes:
     """
     text = str(module.ir)
     facts = [text, module.isa.triple, module.isa.processor, module.isa.features]
-    facts.append(f"{llvmlite.__version__} {llvm.llvm_version_info}")
+    facts.append(compiler_version())
     key = hashlib.sha256("\0".join(facts).encode()).hexdigest()
     path = (cache or cache_folder()) / f"{key}.o"
     if path.is_file():

@@ -1,0 +1,190 @@
+"""Show the inner loop of every kernel: its instructions, and the cycles that llvm-mca models.
+
+Code is compiled for every instruction set, also those that this machine does not run. Cycles come
+from LLVM's models of cores, with everything in the nearest cache: they say what a loop could do,
+never what a machine did. docs/kernels.md is made with --out.
+
+examples:
+  lutra kernels
+  lutra kernels --isa arm-i8mm --weights w4g64
+  lutra kernels --no-cycles --json
+  lutra kernels --out docs/kernels.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apps.output import print_json, print_table
+from apps.progress import Bar
+from edge.disk import disk_errors
+from edge.errors import LutraError, MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    from cpu.codegen.isa import Isa
+    from cpu.codegen.mca import Tool
+    from cpu.report import Row
+
+# Kinds of instruction that are named in a table; the rest are counted together.
+_NAMED = 6
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--isa", action="append", metavar="NAME", help="such as arm-dotprod; may be repeated"
+    )
+    parser.add_argument(
+        "--weights", action="append", metavar="FORMAT", help="such as w4g64; may be repeated"
+    )
+    parser.add_argument("--no-cycles", action="store_true", help="do without llvm-mca")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a page in Markdown")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Find the loops of what was asked for and print, or write, them."""
+    if importlib.util.find_spec("llvmlite") is None:
+        raise MissingDependency("compiling kernels needs llvmlite", 'pip install "lutra[convert]"')
+    from cpu.codegen.mca import find_tool
+
+    tool = None if args.no_cycles else find_tool()
+    sections = list(_sections(args, tool, Bar(quiet=args.quiet)))
+    if args.out is not None:
+        with disk_errors(args.out, "free some space, or choose another place"):
+            args.out.write_text(_page(sections, tool), encoding="utf-8")
+    if args.json:
+        print_json(_values(sections, tool))
+    elif args.out is None:
+        for section in sections:
+            print(f"{section.isa.name}\n")
+            print_table(section.table())
+            print()
+    return 0
+
+
+class Section:
+    """The rows of an instruction set, with the cycles of each on its cores."""
+
+    def __init__(self, isa: Isa, cores: Sequence[str]) -> None:
+        self.isa, self.cores = isa, cores
+        self.rows: list[tuple[Row, list[float | None]]] = []
+
+    def add(self, row: Row, tool: Tool | None) -> None:
+        self.rows.append((row, [_cycles(row, tool, core) for core in self.cores if tool]))
+
+    def table(self) -> list[list[str]]:
+        """Head and rows, as text."""
+        from cpu.report import UNIT
+
+        modelled = [f"cycles per {UNIT}, {core} (modelled)" for core in self.cores]
+        head = ["kernel", "a turn", "instructions", f"per {UNIT}", *modelled, "inner loop"]
+        if not any(cycles for _, cycles in self.rows):
+            head = [*head[:4], head[-1]]
+        return [head, *(self._line(row, cycles) for row, cycles in self.rows)]
+
+    def _line(self, row: Row, cycles: list[float | None]) -> list[str]:
+        return [
+            row.subject.name,
+            f"{row.work:g} {row.subject.what}",
+            str(len(row.loop.instructions)),
+            f"{row.instructions:.1f}",
+            *("-" if number is None else f"{number:.1f}" for number in cycles),
+            _mixture(row),
+        ]
+
+
+def _sections(args: argparse.Namespace, tool: Tool | None, bar: Bar) -> Iterator[Section]:
+    from cpu.report import CORES, FORMATS, find_row, isas, subjects
+
+    wanted = args.isa or [isa.name for isa in isas()]
+    unknown = set(wanted) - {isa.name for isa in isas()}
+    if unknown:
+        names = ", ".join(isa.name for isa in isas())
+        raise UsageError(f"no instruction set {min(unknown)}", f"use one of {names}")
+    for isa in isas():
+        if isa.name not in wanted:
+            continue
+        section, found = Section(isa, CORES[isa.name]), subjects(isa, args.weights or FORMATS)
+        bar.start(isa.name, len(found), "kernels")
+        for subject in found:
+            section.add(find_row(isa, subject), tool)
+            bar.advance(1)
+        bar.finish()
+        yield section
+
+
+def _cycles(row: Row, tool: Tool, core: str) -> float | None:
+    """None where the tool does not know the core, or an instruction on it."""
+    try:
+        return row.cycles(tool, core)
+    except LutraError:
+        return None
+
+
+def _mixture(row: Row) -> str:
+    """The most frequent instructions of a turn."""
+    counts = row.loop.mnemonics().most_common()
+    named = ", ".join(f"{count} {name}" for name, count in counts[:_NAMED])
+    rest = sum(count for _, count in counts[_NAMED:])
+    return f"{named}, {rest} others" if rest else named
+
+
+def _page(sections: Sequence[Section], tool: Tool | None) -> str:
+    from cpu.codegen.emit import compiler_version
+
+    parts = [_PREFACE.format(compiler=compiler_version(), tool=tool.version if tool else "not run")]
+    for section in sections:
+        head, *lines = section.table()
+        isa = section.isa
+        parts += [f"\n## {isa.name}\n", f"LLVM features `{isa.features}`.\n"]
+        parts += [_markdown(cells) for cells in (head, ["---"] * len(head), *lines)]
+    return "\n".join(parts) + "\n"
+
+
+def _markdown(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _values(sections: Sequence[Section], tool: Tool | None) -> dict[str, object]:
+    return {
+        "figures": "modelled",
+        "llvm_mca": tool.version if tool else None,
+        "kernels": [
+            {
+                "isa": section.isa.name,
+                "kernel": row.subject.name,
+                "what": row.subject.what,
+                "work_per_turn": row.work,
+                "instructions_per_turn": len(row.loop.instructions),
+                "instructions_per_64": row.instructions,
+                "cycles_per_64": dict(zip(section.cores, cycles, strict=False)),
+                "loop": list(row.loop.instructions),
+            }
+            for section in sections
+            for row, cycles in section.rows
+        ],
+    }
+
+
+_PREFACE = """# Kernels: inner loops
+
+Made by `lutra kernels --out docs/kernels.md`, which anyone can run; a test compares the counts
+with what the compiler makes now. Compiled with {compiler}; cycles are **modelled** by llvm-mca
+{tool}.
+
+- **a turn**: the weights (or values, where a kernel has none) that the inner loop takes each
+  time; **instructions**: how many that turn has. Of a kernel's innermost loops it is the one that
+  multiplies most.
+- **per 64**: instructions for 64 weights, with the share of what is done once a block (scales,
+  zeros, sums) where that is in the loop around. A weight is multiplied with two int8 terms of an
+  activation in `linear` (decode, rows one by one), with 32 rows in `gemm ... multiply`, and
+  expanded once for all rows in `gemm ... expand`.
+- **cycles**: the same in cycles of a core, when everything is in its nearest cache and every
+  branch is guessed right. Decode on a real machine waits for memory: at 4 bits, 64 weights are 32
+  bytes. LLVM models Cortex-A76 by its table of Cortex-A57, which issues fewer vector
+  instructions, so those figures are likelier too high than too low; Neoverse-N2 has a table of
+  its own. `-` is where the model has no figure. A loop that waits for its own sum (`norm`,
+  `linear f16`) shows how long an addition takes, not how many fit in a cycle."""
