@@ -1,8 +1,9 @@
-"""Turn a Hugging Face checkpoint into a bundle.
+"""Turn a checkpoint into a bundle.
 
-SRC is a folder with config.json and safetensors weights, or a name on the hub. The plan is printed
-before the work. An interrupted conversion goes on where it stopped when run again; nothing is at
-OUT before it is whole.
+SRC is a folder in the Hugging Face layout (config.json, safetensors), a GGUF file, or a name on the
+hub. A checkpoint that is quantized already keeps its formats unless --weights names another. The
+plan is printed before the work. An interrupted conversion goes on where it stopped when run again;
+nothing is at OUT before it is whole.
 
 Formats: w<bits>g<group>[a] with 2, 3, 4 or 8 bits, a group of 32, 64, 128 or c (a whole channel),
 and a for asymmetric; ternary; f16; f32.
@@ -10,6 +11,7 @@ and a for asymmetric; ternary; f16; f32.
 examples:
   lutra convert ./Llama-3.2-1B llama.lutra
   lutra convert Qwen/Qwen2.5-0.5B-Instruct qwen.lutra --weights w2g64 --head w4g64
+  lutra convert Llama-3.2-1B-Q4_0.gguf llama.lutra
   lutra convert ./model m.lutra --targets cpu:aarch64-android,dotprod,i8mm
   lutra convert ./model m.lutra --plan          show the plan, do nothing
 """
@@ -29,10 +31,12 @@ from edge.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", help="checkpoint folder or hub name")
+    parser.add_argument("source", metavar="SRC", help="checkpoint folder, GGUF file or hub name")
     parser.add_argument("out", metavar="OUT", type=Path, help="bundle to write, NAME.lutra")
     parser.add_argument(
-        "--weights", default="w4g64", metavar="FORMAT", help="linear weights (default w4g64)"
+        "--weights",
+        metavar="FORMAT",
+        help="linear weights (default: those of a quantized checkpoint, else w4g64)",
     )
     parser.add_argument(
         "--head",
@@ -76,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if not args.quiet:
         _print_plan(job)
+        if args.plan:
+            print("\n".join(job.notes), end="\n" if job.notes else "")
     result = _plan_values(job)
     if not args.plan:
         result |= _convert(args, job)
@@ -100,6 +106,7 @@ def _plan_values(job: Job) -> dict[str, object]:
         "parameters": job.plan.parameter_count,
         "bits_per_weight": job.plan.bits_per_weight,
         "context": job.model.graph.context,
+        "notes": list(job.notes),
     }
 
 

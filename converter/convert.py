@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +18,8 @@ from converter.models import build_model
 from converter.models.builder import Model
 from converter.plan import Formats, Plan, PlannedTensor, make_plan
 from converter.quantize.rtn import fit_tensor_scale, quantize_rows
-from converter.sources.huggingface import Checkpoint, open_checkpoint
+from converter.sources.open import open_source
+from converter.sources.source import Source, Stored
 from converter.sources.tokenizer import read_tokenizer
 from converter.watch import Silent, Watcher
 from converter.weights import Weights
@@ -47,13 +49,19 @@ GENERATION = "generation_config.json"
 
 @dataclass(frozen=True)
 class Job:
-    """A conversion that is known to be possible: everything but the work itself."""
+    """A conversion that is known to be possible: everything but the work itself.
 
-    checkpoint: Checkpoint
+    `kept` are the tensors whose own integers in the source go into the bundle; `notes` say of the
+    others what the user should know.
+    """
+
+    checkpoint: Source
     model: Model
     plan: Plan
     chunk: int
     targets: tuple[Target, ...] = ()
+    kept: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Weights:
@@ -90,11 +98,38 @@ def prepare(
     parsed = tuple(Target.parse(text) for text in targets)
     for target in parsed:
         backend_for(target)
-    checkpoint = open_checkpoint(source, revision)
+    checkpoint = open_source(source, revision)
     model = build_model(checkpoint.config, context)
-    job = Job(checkpoint, model, make_plan(model.graph, formats), chunk, parsed)
-    job.weights.check()
-    return job
+    weights = Weights(model, checkpoint)
+    weights.check()
+    stored = weights.stored()
+    own = {name: how.form for name, how in stored.items()} if checkpoint.quantized else None
+    plan = make_plan(model.graph, formats, own)
+    kept = frozenset(
+        p.tensor.name
+        for p in plan.tensors
+        if (how := stored.get(p.tensor.name)) is not None and how.codes and how.form == p.form
+    )
+    return Job(checkpoint, model, plan, chunk, parsed, kept, tuple(_notes(plan, stored, kept)))
+
+
+def _notes(plan: Plan, stored: Mapping[str, Stored], kept: frozenset[str]) -> Iterator[str]:
+    """What becomes of tensors that are quantized in the source and not kept as they are."""
+    anew = Counter(
+        (stored[name].kind, str(p.form), stored[name].form == p.form)
+        for p in plan.tensors
+        if (name := p.tensor.name) in stored
+        and stored[name].form.quantized
+        and p.form.quantized
+        and name not in kept
+    )
+    for (kind, form, nearest), count in sorted(anew.items()):
+        why = (
+            "no format here holds them exactly, this one nearly; --weights and --head choose others"
+            if nearest
+            else "what they were quantized from would give better text"
+        )
+        yield f"note: {count} tensors in {kind} are quantized anew, to {form}: {why}"
 
 
 def run(
@@ -106,6 +141,8 @@ def run(
     on with by the next run.
     """
     watcher = watcher or Silent()
+    for text in job.notes:
+        watcher.note(text)
     tensors = {p.tensor.name: (p.form, p.tensor.shape) for p in job.plan.tensors}
     tokenizer, tokenizer_json = read_tokenizer(job.checkpoint)
     _check_template(tokenizer, watcher)
@@ -151,7 +188,7 @@ def convert(
     source: str | Path,
     out: str | Path,
     *,
-    weights: str = "w4g64",
+    weights: str | None = None,
     head: str | None = None,
     embedding: str | None = None,
     context: int | None = None,
@@ -160,7 +197,10 @@ def convert(
     overwrite: bool = False,
     watcher: Watcher | None = None,
 ) -> Manifest:
-    """Convert a checkpoint into a bundle: `prepare` and `run` in one, for Python callers."""
+    """Convert a checkpoint into a bundle: `prepare` and `run` in one, for Python callers.
+
+    Without `weights`, a quantized source keeps its formats, and floats become w4g64.
+    """
     formats = Formats.parse(weights, head, embedding)
     job = prepare(source, formats, context=context, chunk=chunk, targets=targets)
     return run(job, Path(out), overwrite=overwrite, watcher=watcher)
@@ -209,7 +249,8 @@ def _encode_all(job: Job, writer: BundleWriter, watcher: Watcher) -> None:
     watcher.advance(sum(p.weight_count for p in finished))
     for planned in job.plan.tensors:
         if planned.tensor.name not in writer.finished:
-            error = _encode(job.weights, planned, writer, watcher)
+            encode = _keep if planned.tensor.name in job.kept else _encode
+            error = encode(job.weights, planned, writer, watcher)
             writer.done(planned.tensor.name, {"rms": error})
 
 
@@ -231,6 +272,20 @@ def _encode(
         noise += _power(rows - restored)
         watcher.advance(rows.size)
     return math.sqrt(noise / signal) if signal else 0.0
+
+
+def _keep(
+    weights: Weights, planned: PlannedTensor, writer: BundleWriter, watcher: Watcher
+) -> float:
+    """Write a tensor's own integers block by block; returns the error that this makes, none."""
+    name = planned.tensor.name
+    for first, quantized in weights.codes(name):
+        arrays = pack(planned.form, quantized)
+        if planned.form.granularity == "tensor":
+            writer.write(name, {"scales": arrays.pop("scales")})
+        writer.write(name, arrays, first // TILE)
+        watcher.advance(quantized.codes.size)
+    return 0.0
 
 
 def _power(values: np.ndarray[Any, Any]) -> float:

@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from edge.formats import F32, Format
 from edge.graph import Graph, Tensor
 from edge.planes import parts_of
 
+# What weights become that are floats in the source, unless told.
+DEFAULT_WEIGHTS = Format.parse("w4g64")
+
 
 @dataclass(frozen=True)
 class Formats:
-    """Formats by what a tensor is for. A tied embedding is the head's."""
+    """Formats by what a tensor is for; None is the source's own. A tied embedding is the head's."""
 
-    weights: Format
-    head: Format
-    embedding: Format
+    weights: Format | None
+    head: Format | None
+    embedding: Format | None
 
     @staticmethod
-    def parse(weights: str, head: str | None = None, embedding: str | None = None) -> Formats:
+    def parse(
+        weights: str | None = None, head: str | None = None, embedding: str | None = None
+    ) -> Formats:
         """Formats from their text forms. Raises UnknownFormat.
 
         The head defaults to the weights' format but to no less than 4 bits, since its errors go
         straight into the logits; the embedding to the head's.
         """
-        chosen = Format.parse(weights)
-        top = _default_head(chosen) if head is None else Format.parse(head)
+        chosen = None if weights is None else Format.parse(weights)
+        given = None if head is None else Format.parse(head)
+        top = given or (chosen and _default_head(chosen))
         return Formats(chosen, top, top if embedding is None else Format.parse(embedding))
+
+    def filled(self) -> Formats:
+        """For a source of floats: what is not given is chosen."""
+        weights = self.weights or DEFAULT_WEIGHTS
+        head = self.head or _default_head(weights)
+        return Formats(weights, head, self.embedding or head)
 
 
 def _default_head(weights: Format) -> Format:
@@ -112,8 +124,13 @@ def _series_name(name: str) -> str:
     return "layers.*." + name.split(".", 2)[2] if name.startswith("layers.") else name
 
 
-def make_plan(graph: Graph, formats: Formats) -> Plan:
-    """Choose each tensor's format by its role; vectors stay float32."""
+def make_plan(graph: Graph, formats: Formats, stored: Mapping[str, Format] | None = None) -> Plan:
+    """Choose each tensor's format by its role; vectors stay float32.
+
+    `stored` is the source's own format of a matrix, for roles whose format is not given.
+    """
+    if stored is None:
+        formats, stored = formats.filled(), {}
     by_role = {
         "linear": formats.weights,
         "head": formats.head,
@@ -121,4 +138,9 @@ def make_plan(graph: Graph, formats: Formats) -> Plan:
         "vector": F32,
         "constant": F32,
     }
-    return Plan(tuple(PlannedTensor(t, by_role[t.role]) for t in graph.tensors))
+    return Plan(
+        tuple(
+            PlannedTensor(t, by_role[t.role] or stored.get(t.name, DEFAULT_WEIGHTS))
+            for t in graph.tensors
+        )
+    )

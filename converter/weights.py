@@ -14,15 +14,12 @@ from numpy.typing import NDArray
 
 from converter.models.builder import Model, Origin
 from converter.quantize.rtn import Floats
-from converter.sources.huggingface import Checkpoint
+from converter.sources.source import Source, Stored
 from edge.errors import BadWeights, UnsupportedMath, WrongShape
-from edge.planes import TILE
+from edge.planes import TILE, Quantized
 
 # 4 Mi weights a block: 16 MB in float32, and some 100 MB with everything made on the way to codes.
 BLOCK_WEIGHTS = 1 << 22
-
-# Types of weights; whole numbers are codes of a quantization that this version does not read.
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -30,13 +27,13 @@ class Weights:
     """The tensors of `model` in `checkpoint`."""
 
     model: Model
-    checkpoint: Checkpoint
+    checkpoint: Source
 
     def check(self) -> None:
         """Compare names and shapes with what the config implies, before any work.
 
         Raises MissingTensor, WrongShape, or UnsupportedMath for tensors that would be left over and
-        for those that are no floats.
+        for those that the source cannot read.
         """
         for origin in self.model.origins.values():
             found = self.checkpoint.shape(origin.name)
@@ -46,10 +43,10 @@ class Weights:
                     f"{list(found)}, the config implies {list(origin.shape)}",
                     "check that config.json and the weights belong together",
                 )
-            if (dtype := self.checkpoint.dtype(origin.name)) not in _FLOATS:
+            if self.checkpoint.stored(origin.name) is None:
                 raise UnsupportedMath(
-                    f"{self.checkpoint.shard_of(origin.name)}: tensor {origin.name} is {dtype}, "
-                    f"need {' or '.join(_FLOATS)}",
+                    f"{self.checkpoint.shard_of(origin.name)}: tensor {origin.name} is "
+                    f"{self.checkpoint.dtype(origin.name)}, need floats",
                     "it is quantized already: give the checkpoint that it was made from",
                 )
         self._refuse_leftovers()
@@ -66,6 +63,36 @@ class Weights:
         scale = self._master_scale(name) if origin.transform == "ternarize" else 1.0
         for first, last in _spans(shape):
             yield first, _transform(origin, self._read(origin, first, last), scale)
+
+    def stored(self) -> dict[str, Stored]:
+        """How the source stores each matrix that the graph takes as it is."""
+        found = {
+            tensor.name: self.checkpoint.stored(self.model.origins[tensor.name].name)
+            for tensor in self.model.graph.tensors
+            if tensor.name in self.model.origins and len(tensor.shape) == 2
+        }
+        return {
+            name: stored
+            for name, stored in found.items()
+            if stored is not None and self.model.origins[name].transform == "as_is"
+        }
+
+    def codes(self, name: str) -> Iterator[tuple[int, Quantized]]:
+        """A tensor's own integers in the source, as (first row, block of whole tiles).
+
+        For tensors stored as `codes`. Raises BadWeights on a scale of NaN or infinity.
+        """
+        origin, shape = self.model.origins[name], self.model.graph.tensor(name).shape
+        for first, last in _spans(shape):
+            offset = origin.first_row
+            block = self.checkpoint.codes(origin.name, offset + first, offset + last)
+            if not np.isfinite(block.scales).all():
+                raise BadWeights(
+                    f"{self.checkpoint.shard_of(origin.name)}: tensor {origin.name} has a scale "
+                    f"that is no number in rows {offset + first} to {offset + last}",
+                    "the checkpoint is damaged: get another copy",
+                )
+            yield first, block
 
     def _read(self, origin: Origin, first: int, last: int) -> Floats:
         offset = origin.first_row

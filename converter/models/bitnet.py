@@ -1,7 +1,7 @@
 """BitNet b1.58 (arXiv 2402.17764): ternary weights, 8-bit activations, squared ReLU, sub-norms.
 
-Of the two forms that are published, the master weights in bfloat16 are converted; they are made
-ternary as the training did it.
+Two forms are published: master weights in bfloat16 ("online"), which are made ternary as the
+training did it, and weights that are ternary already ("offline"), which are taken as they are.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ def build(config: Config, context: int | None) -> Model:
     )
     mlp = FeedForwardMath(sub_norm="mlp.ffn_sub_norm")
     b = Builder(sizes.vocabulary, sizes.context)
-    if _is_ternary(config):
-        b.linear_transform, b.int8_inputs = "ternarize", True
+    mode = _ternary_mode(config)
+    if mode is not None:
+        b.linear_transform, b.int8_inputs = "ternarize" if mode == "online" else "as_is", True
     tied = config.flag("tie_word_embeddings", False)
     return build_decoder(b, sizes, [math] * sizes.layers, mlp, tied=tied)
 
 
-def _is_ternary(config: Config) -> bool:
-    """Whether linear layers are ternary; the only form known is of master weights ("online")."""
+def _ternary_mode(config: Config) -> str | None:
+    """Whether linear layers are made ternary here ("online"), are so already, or are not (None)."""
     section = config.section("quantization_config")
     if section is None:
-        return False
+        return None
     section.choice("quant_method", ["bitnet"])
     section.choice("linear_class", ["autobitlinear"], "bitlinear")
-    section.choice("quantization_mode", ["online"], "offline")
+    mode = section.choice("quantization_mode", ["online", "offline"], "offline")
     section.ignore("rms_norm_eps")  # of use_rms_norm, which is refused
     section.finish()
-    return True
+    return mode

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.sources.source import Stored
 from edge.errors import (
     MissingDependency,
     MissingTensor,
@@ -20,6 +21,8 @@ from edge.errors import (
     TruncatedSource,
     UsageError,
 )
+from edge.formats import F16, F32
+from edge.planes import Quantized
 from edge.tensorfile import TensorFile, to_float32
 
 SINGLE = "model.safetensors"
@@ -27,6 +30,9 @@ INDEX = "model.safetensors.index.json"
 
 # What a conversion reads; other weights in a hub repository (pickles, GGUF, ONNX) stay there.
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+# Types of weights; whole numbers are codes of a quantization, which other readers know.
+_FLOATS = {"F64": F32, "F32": F32, "F16": F16, "BF16": F16}
+
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -60,6 +66,18 @@ class Checkpoint:
     def rows(self, name: str, first: int, last: int) -> NDArray[np.float32]:
         """Rows first..last of a tensor (its elements, for a vector) as float32."""
         return to_float32(self._shard(name).read(name, first, last), self.dtype(name))
+
+    @property
+    def quantized(self) -> bool:
+        return False
+
+    def stored(self, name: str) -> Stored | None:
+        """How a tensor is stored; None for one that is no floats."""
+        form = _FLOATS.get(self.dtype(name))
+        return None if form is None else Stored(self.dtype(name), form)
+
+    def codes(self, name: str, first: int, last: int) -> Quantized:
+        raise NotImplementedError(f"{name} is floats")
 
     def shard_of(self, name: str) -> str:
         """File name of the shard that holds a tensor."""

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from converter.sources.huggingface import Checkpoint
+from converter.sources.source import Source
 from edge.errors import MissingDependency, TruncatedSource
 from edge.manifest import TOKENIZER, TokenizerRecord
 from edge.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ class TokenizerFiles:
     template: str | None = None
 
     @staticmethod
-    def read(checkpoint: Checkpoint) -> TokenizerFiles:
+    def read(checkpoint: Source) -> TokenizerFiles:
         """Read them. Raises TruncatedSource."""
         config = checkpoint.read_json(CONFIG)
         if "added_tokens_decoder" not in config:  # as Transformers has it: then the map is stale
@@ -55,7 +55,7 @@ class TokenizerFiles:
         )
 
 
-def read_tokenizer(checkpoint: Checkpoint) -> tuple[TokenizerRecord, bytes | None]:
+def read_tokenizer(checkpoint: Source) -> tuple[TokenizerRecord, bytes | None]:
     """The record and the tokenizer.json for a bundle; None where the checkpoint has none.
 
     Raises TruncatedSource where a file is not what it should be.

@@ -119,7 +119,7 @@ BROKEN: dict[str, tuple[Any, type[LutraError], str]] = {
     "codes": (
         lambda f: rewrite_weights(f, lm_head__weight=np.ones((300, 32), np.int8)),
         UnsupportedMath,
-        "lm_head.weight is I8, need F64 or F32.*quantized already",
+        "lm_head.weight is I8, need floats; it is quantized already",
     ),
     "unknown type": (
         unknown_type,
@@ -197,6 +197,10 @@ def test_every_source_error_has_its_own_exit_code() -> None:
 def test_sources_that_are_no_folder(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound, match="no such folder, and not a hub name"):
         convert(tmp_path / "nowhere", tmp_path / "m")
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(SourceNotFound, match="is a file"):
-        convert(tmp_path / "model.gguf", tmp_path / "m")
+        convert(tmp_path / "model.safetensors", tmp_path / "m")
+    for name in ("model.bin", "model.pt"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(SourceNotFound, match="is a pickle, which could run code"):
+            convert(tmp_path / name, tmp_path / "m")

@@ -69,9 +69,10 @@ def test_bitnet_rounds_what_its_linear_layers_read() -> None:
     assert transforms == {"ternarize"}
 
 
-def test_packed_bitnet_is_refused() -> None:
-    with pytest.raises(UnsupportedMath, match=r"quantization_config\.quantization_mode"):
-        build_model(published.BITNET_2B_PACKED)
+def test_packed_bitnet_is_taken_as_it_is() -> None:
+    model = build_model(published.BITNET_2B_PACKED)
+    assert any(isinstance(op, Int8) for op in model.graph.ops())
+    assert {origin.transform for origin in model.origins.values()} == {"as_is"}
 
 
 # gemma3 has its sizes in text_config, where published files leave most of them out.

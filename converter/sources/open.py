@@ -1,0 +1,46 @@
+"""Opens whatever a user gives as a source: a folder, a GGUF file, or a name on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from converter.sources.gguf import GgufFile
+from converter.sources.huggingface import open_checkpoint
+from converter.sources.source import Source
+from edge.errors import SourceNotFound, UsageError
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def open_source(source: str | Path, revision: str | None = None) -> Source:
+    """Open a folder in the Hugging Face layout, a GGUF file, or a hub name.
+
+    A folder without config.json that holds one GGUF file stands for that file. Raises the errors
+    of the readers, all of them before any weights are read.
+    """
+    path = Path(source)
+    if path.is_dir() and not (path / "config.json").is_file():
+        path = _only_gguf(path) or path
+    if not path.is_file():
+        return open_checkpoint(source, revision)
+    if revision is not None:
+        raise UsageError(
+            f"revision {revision!r} of {path}, which is a file here", "leave --revision out"
+        )
+    if path.suffix.lower() in _PICKLES:
+        raise SourceNotFound(
+            f"{path} is a pickle, which could run code",
+            "save the model as safetensors (save_pretrained with safe_serialization)",
+        )
+    if path.suffix.lower() == ".safetensors":
+        raise SourceNotFound(f"{path} is a file", "give the folder that holds config.json")
+    return GgufFile(path)
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The GGUF file of a folder that has just one. Raises SourceNotFound for several."""
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:3])
+        raise SourceNotFound(f"{folder}: several GGUF files ({names})", "give the path of one")
+    return found[0] if found else None
