@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import warnings
 from dataclasses import replace
+from typing import get_args
 
 import edge
 from apps.output import print_note
+from edge.kvcache import CacheFormat
 from edge.model import DEFAULT_SAMPLING, TRANSFORMERS_SAMPLING, LesserTarget, Model
 from edge.sampler import Sampling
 
@@ -24,7 +26,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--context", type=int, metavar="N", help="most tokens to hold (default: the bundle's)"
     )
     parser.add_argument(
-        "--kv", default="f32", choices=("f32", "f16"), help="format of the KV cache"
+        "--kv",
+        choices=get_args(CacheFormat),
+        help="format of the KV cache (default: f16, and f32 with ref)",
     )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads (default: the fast processors)"

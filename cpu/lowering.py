@@ -38,6 +38,7 @@ from edge.graph import (
     Softcap,
     Take,
 )
+from edge.kvcache import CacheFormat
 from edge.planes import STEP, TILE, StoredTensor
 
 Spread = Literal["whole", "sliced", "split", "private"]
@@ -133,7 +134,7 @@ class Lowering:
         memory: Memory,
         threads: int,
         max_rows: int,
-        cache_format: str,
+        cache_format: CacheFormat,
         *,
         matrix_unit: bool,
     ) -> None:

@@ -14,7 +14,7 @@ from cpu.native import Native
 from cpu.threads import Team
 from edge.bundle import Bundle
 from edge.graph import Rope
-from edge.kvcache import KVCache
+from edge.kvcache import CacheFormat, KVCache
 from edge.target import Target
 
 # Rows that are better off with integer dot products than on a matrix unit.
@@ -109,7 +109,7 @@ class CpuProgram:
 
         self.team.run(work)
 
-    def _table(self, max_rows: int, cache_format: str) -> tuple[Table, Lowering]:
+    def _table(self, max_rows: int, cache_format: CacheFormat) -> tuple[Table, Lowering]:
         key = max_rows, cache_format
         if key not in self._tables:
             lowering = Lowering(

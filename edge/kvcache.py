@@ -1,4 +1,10 @@
-"""The KV cache: keys and values of every layer, for one sequence."""
+"""The KV cache: keys and values of every layer, for one sequence.
+
+Formats: `f32`; `f16`; `int8`, where a key or value of one token and head is whole numbers of -127
+to 127 and, behind them in the same row, a float32 scale: the largest magnitude over 127. So an
+int8 value is off by half a scale at most. The reference keeps float32 unless told otherwise, since
+it is what others are held to; processors keep float16, half the bytes for a decode step to read.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +16,52 @@ from numpy.typing import NDArray
 
 from edge.errors import PromptTooLong, UsageError
 from edge.graph import Cache
+from edge.target import Target
 
-CacheFormat = Literal["f32", "f16"]
-_DTYPES = {"f32": np.float32, "f16": np.float16}
+CacheFormat = Literal["f32", "f16", "int8"]
+_DTYPES = {"f32": np.float32, "f16": np.float16, "int8": np.int8}
 _FIRST_CAPACITY = 256
+
+Stored = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.int8]
+
+# Bytes of the scale behind a row of int8.
+SCALE_BYTES = 4
+
+# Rows that stay below it are zeros: the inverse of their scale would be infinite.
+LEAST = 1e-30
+
+
+def default_format(target: Target) -> CacheFormat:
+    """The format that suits a target."""
+    return "f32" if target.kind == "ref" else "f16"
+
+
+def row_length(head_dim: int, form: CacheFormat) -> int:
+    """Elements of a stored row: those of a head, and its scale's bytes where it has one."""
+    return head_dim + (SCALE_BYTES if form == "int8" else 0)
+
+
+def encode(x: NDArray[np.float32], form: CacheFormat) -> Stored:
+    """Rows float32 [..., head_dim] as they are stored, [..., row_length]."""
+    if form != "int8":
+        return x.astype(_DTYPES[form])
+    peaks = np.abs(x).max(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.where(peaks > LEAST, np.float32(127) / peaks, np.float32(0))
+    scales = peaks * np.float32(1 / 127)
+    return np.concatenate([np.rint(x * inverse).astype(np.int8), scales.view(np.int8)], axis=-1)
+
+
+def decode(stored: Stored, form: CacheFormat) -> NDArray[np.float32]:
+    """What `encode` stored, as float32 [..., head_dim]."""
+    if form != "int8":
+        return stored.astype(np.float32, copy=False)
+    values, scales = stored[..., :-SCALE_BYTES], stored[..., -SCALE_BYTES:].view(np.float32)
+    return values.astype(np.float32) * scales
 
 
 class KVCache:
-    """Keys and values per layer, [kv_heads, capacity, head_dim], filled up to `length`.
+    """Keys and values per layer, [kv_heads, capacity, row_length], filled up to `length`.
 
     A step reserves room, appends in every layer, and then advances. Capacity doubles as needed up
     to `context`, so a long context costs nothing before it is used.
@@ -37,8 +81,8 @@ class KVCache:
     @property
     def bytes_per_token(self) -> int:
         """Bytes that one position takes over all layers."""
-        elements = sum(2 * layer.kv_heads * layer.head_dim for layer in self.layers)
-        return elements * np.dtype(_DTYPES[self.form]).itemsize
+        rows = [layer.kv_heads * row_length(layer.head_dim, self.form) for layer in self.layers]
+        return 2 * sum(rows) * np.dtype(_DTYPES[self.form]).itemsize
 
     def require(self, count: int) -> None:
         """Check that `count` more positions fit the context. Raises PromptTooLong."""
@@ -60,13 +104,14 @@ class KVCache:
     def append(self, layer: int, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
         """Write keys and values [kv_heads, tokens, head_dim] behind the filled part."""
         end = self.length + keys.shape[1]
-        self.keys[layer][:, self.length : end] = keys
-        self.values[layer][:, self.length : end] = values
+        self.keys[layer][:, self.length : end] = encode(keys, self.form)
+        self.values[layer][:, self.length : end] = encode(values, self.form)
 
-    def filled(self, layer: int, count: int) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    def filled(self, layer: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Keys and values [kv_heads, length + count, head_dim] of a layer."""
         end = self.length + count
-        return self.keys[layer][:, :end], self.values[layer][:, :end]
+        keys, values = self.keys[layer][:, :end], self.values[layer][:, :end]
+        return decode(keys, self.form), decode(values, self.form)
 
     def advance(self, count: int) -> None:
         """Count what a step appended in every layer."""
@@ -78,12 +123,11 @@ class KVCache:
             raise UsageError(f"rewind to {length} of a cache that holds {self.length}")
         self.length = length
 
-    def _empty(self, layer: Cache, capacity: int) -> NDArray[np.floating]:
-        return np.zeros((layer.kv_heads, capacity, layer.head_dim), _DTYPES[self.form])
+    def _empty(self, layer: Cache, capacity: int) -> Stored:
+        shape = layer.kv_heads, capacity, row_length(layer.head_dim, self.form)
+        return np.zeros(shape, _DTYPES[self.form])
 
-    def _grown(
-        self, arrays: Sequence[NDArray[np.floating]], capacity: int
-    ) -> list[NDArray[np.floating]]:
+    def _grown(self, arrays: Sequence[Stored], capacity: int) -> list[Stored]:
         """Copies of every layer's array with room for `capacity` positions."""
         grown = [self._empty(layer, capacity) for layer in self.layers]
         for new, old in zip(grown, arrays, strict=True):

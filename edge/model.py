@@ -22,7 +22,7 @@ from edge.generate import (
     stream_records,
     stream_tokens,
 )
-from edge.kvcache import CacheFormat, KVCache
+from edge.kvcache import CacheFormat, KVCache, default_format
 from edge.manifest import TOKENIZER, GenerationDefaults
 from edge.sampler import Sampler, Sampling
 from edge.template import ChatTemplate, Message
@@ -237,14 +237,15 @@ def load(
     *,
     target: str = "auto",
     context: int | None = None,
-    cache_format: CacheFormat = "f32",
+    cache_format: CacheFormat | None = None,
     threads: int | None = None,
 ) -> Model:
     """Open a bundle and make it ready to run.
 
     `target` is a target's text form, or "auto" for the best that this machine runs; where the
     machine lacks some of it, the next one down is used, and a warning says why. `context` takes
-    less than the bundle's context, to save memory. `threads` None is as many as there are fast
+    less than the bundle's context, to save memory. `cache_format` None is what suits the target
+    (`edge.kvcache.default_format`). `threads` None is as many as there are fast
     processors. Raises the errors of `Bundle.open`, UnknownTarget where nothing here runs the
     target, UsageError for a context or a number of threads out of range.
     """
@@ -264,7 +265,8 @@ def load(
     program = backend.load(bundle, chosen.target, threads)
     if chosen.note:
         warnings.warn(chosen.note, LesserTarget, stacklevel=2)
-    return Model(bundle, program, context or limit, cache_format, chosen.note)
+    form = cache_format or default_format(chosen.target)
+    return Model(bundle, program, context or limit, form, chosen.note)
 
 
 def with_defaults(base: Sampling, defaults: GenerationDefaults) -> Sampling:

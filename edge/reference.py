@@ -154,15 +154,14 @@ def rope(op: Rope, step: Step, weights: WeightCache) -> Values:
 
 def attention(op: Attention, step: Step, _weights: WeightCache) -> Values:
     query = step.values[op.query]
-    kv_heads, _, head_dim = step.cache.keys[op.cache].shape
+    layer = step.cache.layers[op.cache]
+    kv_heads, head_dim = layer.kv_heads, layer.head_dim
     new = [
         step.values[name].reshape(-1, kv_heads, head_dim).transpose(1, 0, 2)[:, : step.count]
         for name in (op.key, op.value)
     ]
     step.cache.append(op.cache, *new)
-    keys, values = (
-        array.astype(np.float32) for array in step.cache.filled(op.cache, step.count)
-    )  # [kv_heads, context, head_dim]
+    keys, values = step.cache.filled(op.cache, step.count)  # [kv_heads, context, head_dim]
     grouped = query.reshape(len(query), kv_heads, -1, head_dim).transpose(1, 2, 0, 3)
     scores = grouped @ keys[:, None].transpose(0, 1, 3, 2) * np.float32(op.scale)
     if op.softcap is not None:

@@ -30,6 +30,7 @@ from cpu.threads import default_threads
 from edge.backend import choose_target
 from edge.bundle import Bundle
 from edge.errors import PromptTooLong, UsageError
+from edge.kvcache import default_format
 from edge.target import Target
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
             peer = open_peer(options, target, Path(folder), plan.threads, bar)
             openers[PEER] = _peer_opener(options, peer, plan)
         figures = compare(plan, openers, _ceilings(target, plan.threads), bar.note)
-        made = Run(args.bundle, bundle, args.kv, plan, figures, peer, load_before)
+        cache_format = args.kv or default_format(target)
+        made = Run(args.bundle, bundle, cache_format, plan, figures, peer, load_before)
         print_report(made)
         if args.json:
             print_json(report_values(made))

@@ -30,7 +30,12 @@ class LutraSide:
         return {"load": self.load, "generate": self.generate, "memory": self.memory}
 
     def load(
-        self, bundle: str, target: str, context: int, cache_format: CacheFormat, threads: int
+        self,
+        bundle: str,
+        target: str,
+        context: int | None,
+        cache_format: CacheFormat | None,
+        threads: int,
     ) -> Answer:
         """Open a bundle; says how long it took and what it runs on."""
         began = time.perf_counter()

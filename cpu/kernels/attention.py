@@ -7,12 +7,16 @@ it, are taken four at a time, so that each key and value is loaded once for four
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cpu.codegen import math
-from cpu.codegen.language import F16, F32, I32, I64, Code, Type, Value, Variable
+from cpu.codegen.language import F16, F32, I8, I32, I64, Code, Type, Value, Variable
 from cpu.kernels.kernel import Arguments, Kernel, Thread
+from cpu.kernels.rows import row_peak
+from edge.kvcache import LEAST, SCALE_BYTES, CacheFormat
 from edge.planes import TILE
 
 Floats = NDArray[np.float32]
@@ -33,7 +37,7 @@ SPAN = 256
 _TOGETHER = 4
 _CHUNK = 4
 
-_CACHED = {"f32": F32, "f16": F16}
+_ELEMENTS = {"f32": F32, "f16": F16, "int8": I8}
 _LEAST = -1e30
 
 
@@ -47,16 +51,28 @@ def padded_dim(head_dim: int) -> int:
     return -(-head_dim // TILE) * TILE + TILE
 
 
-def attention_kernel(cache_format: str) -> Kernel:
-    """See `SLOTS`. Query rows are at `position` and on; caches are [kv_heads, capacity, head_dim].
+@dataclass(frozen=True)
+class _Cached:
+    """How a row of the cache is stored: its elements and, where `scaled`, a float32 behind them."""
+
+    element: Type
+    scaled: bool
+
+    def row_bytes(self, head_dim: Value) -> Value:
+        return head_dim * self.element.byte_count + (SCALE_BYTES if self.scaled else 0)
+
+
+def attention_kernel(cache_format: CacheFormat) -> Kernel:
+    """See `SLOTS`. Query rows are at `position` and on; caches are [kv_heads, capacity, row].
 
     `window` and `softcap` are 0 for none. `scratch` has `scratch_bytes` for every thread.
     """
+    cached = _Cached(_ELEMENTS[cache_format], scaled=cache_format == "int8")
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         first, last = thread.share(a.integer("kv_heads"))
         with code.loop(first, last) as kv_head:
-            _Head(code, a, thread, kv_head, _CACHED[cache_format]).run()
+            _Head(code, a, thread, kv_head, cached).run()
 
     return Kernel(f"attention_{cache_format}", SLOTS, body)
 
@@ -65,11 +81,12 @@ class _Head:
     """Writes the code for one key/value head and the query heads that share it."""
 
     def __init__(
-        self, code: Code, a: Arguments, thread: Thread, kv_head: Value, cached: Type
+        self, code: Code, a: Arguments, thread: Thread, kv_head: Value, cached: _Cached
     ) -> None:
         self.code, self.a, self.kv_head, self.cached = code, a, kv_head, cached
         self.head_dim = a.integer("head_dim")
-        size = a.integer("capacity") * self.head_dim * cached.byte_count
+        self.row_bytes = cached.row_bytes(self.head_dim)
+        size = a.integer("capacity") * self.row_bytes
         self.keys = code.offset(a.pointer("keys"), kv_head * size)
         self.values = code.offset(a.pointer("values"), kv_head * size)
         self.scratch = code.offset(a.pointer("scratch"), thread.index * a.integer("scratch_stride"))
@@ -93,19 +110,34 @@ class _Head:
 
     def append(self, row: Value, name: str, cache: Value) -> None:
         """Copy a row of this head into the cache, in its format."""
-        code, a = self.code, self.a
+        code, a, element = self.code, self.a, self.cached.element
         source = code.offset(self.inputs[name], row * a.integer(f"{name}_stride"))
         source = code.offset(source, self.kv_head * self.head_dim * 4)
-        place = (a.integer("position") + row) * self.head_dim
-        lanes = code.isa.lanes
+        target = code.offset(cache, (a.integer("position") + row) * self.row_bytes)
+        inverse = self.append_scale(source, target) if self.cached.scaled else None
+        for lanes, first, last in self.columns():
+            with code.loop(first, last, lanes) as i:
+                values = code.load(F32.of(lanes), source, i * 4)
+                if inverse is not None:
+                    values = (values * inverse.broadcast(lanes)).round().to(I32)
+                code.store(values.to(element), target, i * element.byte_count)
+
+    def append_scale(self, source: Value, target: Value) -> Value:
+        """Store a row's scale behind it; returns the inverse."""
+        code = self.code
+        peak = row_peak(code, source, self.head_dim)
+        code.store(peak * (1 / 127), target, self.head_dim)
+        return (peak > LEAST).select(code.constant(F32, 127.0) / peak, 0.0)
+
+    def scale_of(self, row: Value) -> Value:
+        """The scale behind a row of the cache."""
+        return self.code.load(F32, row, self.head_dim)
+
+    def columns(self) -> tuple[tuple[int, Value, Value], ...]:
+        """Lanes, first and one past the last column: of whole vectors, and of what is left."""
+        lanes, start = self.code.isa.lanes, self.code.constant(I64, 0)
         vectors = self.head_dim - self.head_dim % lanes
-        for kind, first, last in (
-            (F32.of(lanes), code.constant(I64, 0), vectors),
-            (F32, vectors, self.head_dim),
-        ):
-            with code.loop(first, last, kind.lanes) as i:
-                values = code.load(kind, source, i * 4).to(self.cached)
-                code.store(values, cache, (place + i) * self.cached.byte_count)
+        return (lanes, start, vectors), (1, vectors, self.head_dim)
 
 
 class _Queries:
@@ -162,22 +194,32 @@ class _Queries:
     def make_scores(self, first: Value, stop: Value) -> None:
         """Dot products of the queries with the keys of a span."""
         code, head = self.code, self.head
-        kind, bytes_ = head.cached.of(self.lanes), head.cached.byte_count
-        vectors = head.head_dim - head.head_dim % self.lanes
         with code.loop(first, stop) as position:
-            key = code.offset(head.keys, position * head.head_dim * bytes_)
-            dots = [code.variable(code.constant(F32.of(self.lanes), 0.0)) for _ in self.queries]
-            with code.loop(0, vectors, self.lanes) as i:
-                k = code.load(kind, key, i * bytes_).to(F32)
-                for dot, query in zip(dots, self.queries, strict=True):
-                    dot.set(code.load(F32.of(self.lanes), query, i * 4).fma(k, dot.get()))
-            totals = [code.variable(dot.get().total()) for dot in dots]
-            with code.loop(vectors, head.head_dim) as i:
-                k = code.load(head.cached, key, i * bytes_).to(F32)
-                for total, query in zip(totals, self.queries, strict=True):
-                    total.set(code.load(F32, query, i * 4).fma(k, total.get()))
-            for total, scores in zip(totals, self.scores, strict=True):
-                code.store(total.get(), scores, (position - first) * 4)
+            key = code.offset(head.keys, position * head.row_bytes)
+            for total, scores in zip(self.dots(key), self.scores, strict=True):
+                made = total * head.scale_of(key) if head.cached.scaled else total
+                code.store(made, scores, (position - first) * 4)
+
+    def dots(self, key: Value) -> list[Value]:
+        """Each query times a key's elements."""
+        code, element = self.code, self.head.cached.element
+        whole, rest = self.head.columns()
+        zero = code.constant(F32.of(self.lanes), 0.0)
+        totals = [code.variable(zero) for _ in self.queries]
+        self.add_products(key, element.of(self.lanes), whole, totals)
+        totals = [code.variable(total.get().total()) for total in totals]
+        self.add_products(key, element, rest, totals)
+        return [total.get() for total in totals]
+
+    def add_products(
+        self, key: Value, kind: Type, columns: tuple[int, Value, Value], totals: list[Variable]
+    ) -> None:
+        """Add the products of some columns to each query's total."""
+        code, (lanes, first, last) = self.code, columns
+        with code.loop(first, last, lanes) as i:
+            k = code.load(kind, key, i * self.head.cached.element.byte_count).to(F32)
+            for total, query in zip(totals, self.queries, strict=True):
+                total.set(code.load(F32.of(lanes), query, i * 4).fma(k, total.get()))
 
     def soften(
         self, index: int, first: Value, stop: Value, peak: Variable, weight: Variable
@@ -244,27 +286,26 @@ class _Queries:
 
     def add_columns(self, first: Value, stop: Value, column: Value, lanes: int, count: int) -> None:
         code, head, kind = self.code, self.head, F32.of(lanes)
-        bytes_ = head.cached.byte_count
+        element = head.cached.element
         places = [column + lanes * i for i in range(count)]
         held = [
             [code.variable(code.load(kind, sums, place * 4)) for place in places]
             for sums in self.sums
         ]
         with code.loop(first, stop) as position:
+            row = code.offset(head.values, position * head.row_bytes)
             values = [
-                code.load(
-                    head.cached.of(lanes),
-                    head.values,
-                    (position * head.head_dim + place) * bytes_,
-                ).to(F32)
+                code.load(element.of(lanes), row, place * element.byte_count).to(F32)
                 for place in places
             ]
-            for scores, row in zip(self.scores, held, strict=True):
-                share = code.load(F32, scores, (position - first) * 4).broadcast(lanes)
-                for value, total in zip(values, row, strict=True):
-                    total.set(value.fma(share, total.get()))
-        for sums, row in zip(self.sums, held, strict=True):
-            for place, total in zip(places, row, strict=True):
+            scale = head.scale_of(row) if head.cached.scaled else None
+            for scores, totals in zip(self.scores, held, strict=True):
+                share = code.load(F32, scores, (position - first) * 4)
+                share = share if scale is None else share * scale
+                for value, total in zip(values, totals, strict=True):
+                    total.set(value.fma(share.broadcast(lanes), total.get()))
+        for sums, totals in zip(self.sums, held, strict=True):
+            for place, total in zip(places, totals, strict=True):
                 code.store(total.get(), sums, place * 4)
 
     def finish(self, index: int, factor: Value) -> None:
@@ -274,11 +315,7 @@ class _Queries:
             self.a.pointer("out"),
             self.rows[index] * self.a.integer("out_stride") + self.offsets[index],
         )
-        vectors = head.head_dim - head.head_dim % self.lanes
-        for lanes, begin, end in (
-            (self.lanes, code.constant(I64, 0), vectors),
-            (1, vectors, head.head_dim),
-        ):
+        for lanes, begin, end in head.columns():
             with code.loop(begin, end, lanes) as i:
                 summed = code.load(F32.of(lanes), self.sums[index], i * 4)
                 code.store(summed * factor.broadcast(lanes), out, i * 4)

@@ -13,6 +13,7 @@ from cpu.kernels import activations, attention, elementwise, embedding, gemm, li
 from cpu.kernels.kernel import Kernel
 from edge.formats import GROUPS, Format
 from edge.graph import GateFunction
+from edge.kvcache import CacheFormat
 
 COMMON = "common"
 
@@ -33,7 +34,7 @@ def _common(*, matrix_unit: bool) -> list[Kernel]:
         elementwise.add_kernel(),
         elementwise.softcap_kernel(),
         *(elementwise.gate_kernel(function) for function in get_args(GateFunction)),
-        *(attention.attention_kernel(form) for form in ("f32", "f16")),
+        *(attention.attention_kernel(form) for form in get_args(CacheFormat)),
         *(activations.quantize_kernel(block) for block in GROUPS),
     ]
     return [*kernels, gemm.bfloat16_kernel()] if matrix_unit else kernels

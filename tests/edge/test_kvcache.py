@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from edge.errors import PromptTooLong, UsageError
 from edge.graph import Cache
-from edge.kvcache import KVCache
+from edge.kvcache import LEAST, KVCache, decode, default_format, encode, row_length
+from edge.target import Target
 
 LAYERS = (Cache(2, 4), Cache(1, 8))
 
@@ -26,6 +30,51 @@ def test_positions_follow_each_other() -> None:
     assert keys.shape == (1, 5, 8)
     assert keys[0, :, 0].tolist() == [1, 1, 1, 2, 2]
     assert np.array_equal(values, -keys)
+
+
+rows = arrays(
+    np.float32,
+    array_shapes(min_dims=2, max_dims=3, max_side=40),
+    elements=st.floats(-(2.0**100), 2.0**100, width=32),
+)
+
+
+@given(x=rows)
+def test_int8_is_off_by_half_a_scale_at_most(x: np.ndarray) -> None:
+    stored = encode(x, "int8")
+    assert stored.shape == (*x.shape[:-1], row_length(x.shape[-1], "int8"))
+    step = np.abs(x).max(axis=-1, keepdims=True).astype(np.float64) / 127
+    assert (np.abs(decode(stored, "int8") - x.astype(np.float64)) <= 0.501 * step + LEAST).all()
+
+
+@given(x=rows)
+def test_int8_of_what_was_stored_is_the_same_again(x: np.ndarray) -> None:
+    once = decode(encode(x, "int8"), "int8")
+    np.testing.assert_allclose(decode(encode(once, "int8"), "int8"), once, rtol=1e-6, atol=LEAST)
+
+
+def test_float_formats_are_numpys() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
+    assert np.array_equal(decode(encode(x, "f32"), "f32"), x)
+    assert np.array_equal(decode(encode(x, "f16"), "f16"), x.astype(np.float16))
+
+
+def test_int8_keeps_its_scales_through_appending_and_growing() -> None:
+    cache, rng = KVCache((Cache(2, 6),), 1000, "int8"), np.random.default_rng(1)
+    x = rng.normal(size=(2, 600, 6)).astype(np.float32)
+    for first in range(0, 600, 200):
+        cache.reserve(200)
+        part = x[:, first : first + 200]
+        cache.append(0, part, -part)
+        cache.advance(200)
+    keys, values = cache.filled(0, 0)
+    assert np.array_equal(keys, decode(encode(x, "int8"), "int8"))
+    assert np.array_equal(values, -keys)
+
+
+def test_processors_keep_half_the_bytes_and_the_reference_all() -> None:
+    assert default_format(Target("ref")) == "f32"
+    assert default_format(Target.parse("cpu:x86_64,avx2")) == "f16"
 
 
 def test_rewinding_forgets_and_overwrites() -> None:
@@ -69,6 +118,7 @@ def test_growth_that_is_interrupted_changes_nothing(monkeypatch: pytest.MonkeyPa
 def test_bytes_per_token_counts_keys_and_values_of_all_layers() -> None:
     assert KVCache(LAYERS, 10).bytes_per_token == 2 * (2 * 4 + 8) * 4
     assert KVCache(LAYERS, 10, "f16").bytes_per_token == 2 * (2 * 4 + 8) * 2
+    assert KVCache(LAYERS, 10, "int8").bytes_per_token == 2 * (2 * (4 + 4) + (8 + 4))
 
 
 def test_a_full_cache_takes_no_more() -> None:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,8 +21,11 @@ from cpu.codegen import link
 from cpu.kernels import linear
 from cpu.kernels.kernel import Kernel
 from edge.formats import Format
+from edge.kvcache import CacheFormat
 from edge.target import Target
 from tests.checkpoints import make_checkpoint
+from tests.cpu.attention_cases import SHAPES as ATTENTION_SHAPES
+from tests.cpu.attention_cases import attention_case
 from tests.cpu.calls import Case, save
 from tests.cpu.harness import (
     ARM,
@@ -117,6 +121,8 @@ def cases_of(target: str) -> tuple[list[Case], list[Kernel]]:
     for form in (Format.parse("f16"), Format.parse("f32")):
         kernel = linear.float_linear_kernel(form)
         pairs += [(float_case(kernel, form, *shape), [kernel]) for shape in SHAPES]
+    for cache_format in get_args(CacheFormat):
+        pairs += [attention_case(cache_format, shape) for shape in ATTENTION_SHAPES]
     return [case for case, _ in pairs], [kernel for _, kernels in pairs for kernel in kernels]
 
 
