@@ -69,7 +69,7 @@ def write_gguf(
     `top` is the form of embedding and head, if it is another.
 
     `metadata` overrules the keys made from the config (without the architecture's prefix) and adds
-    those that begin with "tokenizer." or "general."; None leaves one out.
+    those that begin with "tokenizer.", "general." or "split."; None leaves one out.
     """
     import gguf
     from safetensors.numpy import load_file
@@ -81,7 +81,7 @@ def write_gguf(
         arch = "bitnet"
     writer = gguf.GGUFWriter(out, arch)
     for key, value in (_keys(config, tensors) | dict(metadata or {})).items():
-        whole = key.startswith(("tokenizer.", "general."))
+        whole = key.startswith(("tokenizer.", "general.", "split."))
         if value is not None:
             _add(writer, key if whole else f"{arch}.{key}", value)
     for name, divisors in _divisors(config).items():
@@ -225,3 +225,34 @@ def _add(writer: Any, key: str, value: Any) -> None:
             writer.add_string(key, value)
         case _:
             writer.add_array(key, value)
+
+
+def tokenizer_metadata(source: Path, pre: str | None = None) -> dict[str, Any]:
+    """A checkpoint's tokenizer as llama.cpp's keys: SentencePiece, or byte-level as `pre`.
+
+    SentencePiece numbers its pieces in the order that it made them, which is what scores say.
+    """
+    stored = json.loads((source / "tokenizer.json").read_text())
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    tokens = sorted(stored["model"]["vocab"], key=stored["model"]["vocab"].__getitem__)
+    added = {token["content"] for token in stored["added_tokens"]}
+    metadata: dict[str, Any] = {
+        "model": "gpt2" if pre else "llama",
+        "tokens": tokens,
+        "token_type": [_token_type(token, added) for token in tokens],
+    }
+    if pre:
+        metadata |= {"pre": pre, "merges": [" ".join(m) for m in stored["model"]["merges"]]}
+    else:
+        metadata["scores"] = [-float(number) for number in range(len(tokens))]
+    for name, key in {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token"}.items():
+        if key in config:
+            metadata[f"{name}_token_id"] = tokens.index(config[key])
+    keys = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
+    return keys | {"tokenizer.chat_template": config.get("chat_template")}
+
+
+def _token_type(token: str, added: set[str]) -> int:
+    if token == "<unk>":
+        return 2
+    return 3 if token in added else 6 if token.startswith("<0x") else 1

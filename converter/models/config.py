@@ -49,13 +49,16 @@ class Config:
         """Fill in keys that the file leaves out, as the model's class in Transformers does."""
         self.values = {**values, **self.values}
 
-    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """A whole number from `least` on, below 2^31."""
+    def integer(
+        self, key: str, default: int | None = None, *, least: int = 1, most: int = _LARGEST
+    ) -> int:
+        """A whole number from `least` to `most`, which is below 2^31."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._wrong(key, value, f"a whole number from {least} on")
-        if not least <= value <= _LARGEST:
-            raise self._wrong(key, value, f"a whole number from {least} on, below 2^31")
+        if not least <= value <= most:
+            bound = "below 2^31" if most == _LARGEST else f"to {most}"
+            raise self._wrong(key, value, f"a whole number from {least} on, {bound}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:

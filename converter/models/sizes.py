@@ -18,6 +18,11 @@ GATES: dict[str, GateFunction] = {
     "relu2": "relu2",
 }
 
+# Far over any model's: more layers, or frequencies for more elements of a head, would only be
+# built to be found without weights.
+_MOST_LAYERS = 1 << 12
+_WIDEST_HEAD = 1 << 14
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -50,6 +55,12 @@ def read_sizes(config: Config, context: int | None, gate_key: str = "hidden_act"
             "check the checkpoint's config.json",
         )
     head_dim = config.optional_integer("head_dim")
+    if (head_dim or hidden // heads) > _WIDEST_HEAD:
+        raise UnsupportedMath(
+            f"config key {config.where}head_dim gives heads of {head_dim or hidden // heads} "
+            f"elements, need {_WIDEST_HEAD} at most",
+            "check the checkpoint's config.json",
+        )
     if head_dim is None and hidden % heads:
         raise UnsupportedMath(
             f"config key {config.where}hidden_size is {hidden} for {heads} attention heads, need a "
@@ -57,7 +68,7 @@ def read_sizes(config: Config, context: int | None, gate_key: str = "hidden_act"
             "check the checkpoint's config.json",
         )
     return Sizes(
-        layers=config.integer("num_hidden_layers"),
+        layers=config.integer("num_hidden_layers", most=_MOST_LAYERS),
         vocabulary=config.integer("vocab_size"),
         context=context or own_context,
         hidden=hidden,

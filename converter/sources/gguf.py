@@ -68,7 +68,8 @@ class GgufFile:
         entry = self._entry(name)
         values = decode(entry.type, self._bytes(name, first, last))
         if self._model.architecture.plus_one and name.endswith("norm.weight"):
-            values = values - np.float32(1)
+            with np.errstate(invalid="ignore"):  # NaN is found by whoever looks at the weights
+                values = values - np.float32(1)
         return values.reshape(-1, *entry.shape[1:])
 
     def codes(self, name: str, first: int, last: int) -> Quantized:

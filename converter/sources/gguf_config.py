@@ -7,7 +7,6 @@ nothing here reads is refused by name, as unread keys of a config.json are.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -99,19 +98,21 @@ class Keys:
     def has(self, key: str) -> bool:
         return self._full(key) in self.header.metadata
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, *, most: int = 2**31 - 1) -> int:
         """A whole number, or one for every layer if all are the same."""
         value = self._get(key, default)
         if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all():
             value = value[0].item()
-        if type(value) is not int or not 0 < value < 2**31:
-            raise self.unsupported(key, "need a whole number, the same for all layers")
+        if type(value) is not int or not 0 < value <= most:
+            raise self.unsupported(
+                key, f"need a whole number up to {most}, the same for all layers"
+            )
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
-            raise self.unsupported(key, "need a finite number")
+        if type(value) not in (int, float) or not abs(value) < 1e30:  # type: ignore[operator,arg-type]
+            raise self.unsupported(key, "need a number")
         return float(value)  # type: ignore[arg-type]
 
     def text(self, key: str, default: str | None = None, *, whole: bool = False) -> str:
@@ -210,7 +211,7 @@ def _common(keys: Keys, arch: Architecture) -> dict[str, Any]:
         "vocab_size": table.shape[0],
         "hidden_size": hidden,
         "intermediate_size": keys.integer("feed_forward_length"),
-        "num_hidden_layers": keys.integer("block_count"),
+        "num_hidden_layers": keys.integer("block_count", most=len(keys.header.tensors)),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -303,14 +304,13 @@ def _gemma(keys: Keys, config: dict[str, Any], largest: int) -> None:
     scalar = config["hidden_size"] // config["num_attention_heads"] if wide else config["head_dim"]
     if keys.has("attention.scale"):
         scale = keys.number("attention.scale")
-        scalar = scale**-2 if scale > 0 else scalar
+        if not 1e-6 < scale < 1e6:
+            raise keys.unsupported("attention.scale", "need what scores can be multiplied by")
+        scalar = scale**-2
     config["query_pre_attn_scalar"] = scalar
     config["sliding_window"] = keys.integer("attention.sliding_window")
-    caps = {
-        "attn_logit_softcapping": "attn_logit_softcapping",
-        "final_logit_softcapping": "final_logit_softcapping",
-    }
-    config |= {ours: keys.number(theirs) for theirs, ours in caps.items() if keys.has(theirs)}
+    caps = ("attn_logit_softcapping", "final_logit_softcapping")
+    config |= {cap: keys.number(cap) for cap in caps if keys.has(cap)}
 
 
 def _gemma2(keys: Keys, config: dict[str, Any]) -> None:
