@@ -35,6 +35,9 @@ FEATURE_FLAGS: dict[str, tuple[str, ...]] = {
 
 SYSTEMS = ("linux", "android")
 _NPU = re.compile(r"(htp|hvx)-v(\d{2})|ort")
+
+# Hexagon versions that vector code is made for: v67 is the emulator's, the others are phones'.
+HVX_VERSIONS = (67, 68, 69, 71, 73, 75, 79)
 EXAMPLES = "ref, cpu:x86_64,avx512,vnni, cpu:aarch64-android,dotprod,i8mm, npu:htp-v75"
 
 
@@ -59,7 +62,7 @@ class Target:
         if text == "ref":
             return Target("ref")
         if kind == "npu" and _NPU.fullmatch(rest):
-            return Target("npu", rest)
+            return _parse_npu(text, rest)
         if kind == "cpu":
             return _parse_cpu(text, rest)
         raise _unknown(text, "need ref, cpu:<arch>[,features] or npu:<unit>-v<version>")
@@ -85,6 +88,14 @@ class Target:
         table = FEATURES.get(self.arch, {})
         base = next(iter(table), None) if self.arch == "aarch64" else None
         return [name for name in table if name in self.features and name != base]
+
+
+def _parse_npu(text: str, rest: str) -> Target:
+    unit, _, version = rest.partition("-v")
+    if unit == "hvx" and int(version) not in HVX_VERSIONS:
+        known = ", ".join(f"v{number}" for number in HVX_VERSIONS)
+        raise _unknown(text, f"version v{version} of Hexagon, need one of {known}")
+    return Target("npu", rest)
 
 
 def _parse_cpu(text: str, rest: str) -> Target:

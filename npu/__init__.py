@@ -1,1 +1,3 @@
-"""NPU backends: Qualcomm's HTP and HVX. Imports `edge` and `cpu.codegen` alone."""
+"""NPU backends: Qualcomm's HTP and HVX. Of the other rooms it imports
+`edge`, and of `cpu` the vector language and the kernels written in it.
+"""

@@ -35,6 +35,7 @@ class Module:
         self.isa = isa
         self.ir = ir.Module(name="lutra")
         self.ir.triple = isa.triple
+        self.ir.data_layout = isa.data_layout
 
     def function(
         self, name: str, parameters: list[Type], body: Callable[..., None], *, public: bool = True
@@ -111,7 +112,7 @@ def object_code(module: Module, cache: Path | None = None) -> bytes:
         return path.read_bytes()
     machine = _machine(module.isa)
     made: bytes = machine.emit_object(_optimized(module, machine))
-    _write_whole(path, made)
+    write_whole(path, made)
     return made
 
 
@@ -123,7 +124,7 @@ def cache_folder() -> Path:
     return Path(base) / "lutra"
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write so that another process sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:

@@ -87,7 +87,8 @@ class Isa:
     """One instruction set with its features.
 
     `triple`, `processor` and `features` are LLVM's, and `tuning` the processor whose times it
-    schedules for, where that is another; `vector_bytes` is the width of a vector register.
+    schedules for, where that is another; `data_layout` is LLVM's too, and needed where pointers are
+    not of 64 bits. `vector_bytes` is the width of a vector register.
     `layout` tells for a number of bits what `expand` makes and `dot` takes; at 8 bits there is
     nothing to expand, and `dot_bytes` takes the codes as they are stored. `dots_by_lane` says that
     they can take 4 activations out of a vector, so that these are loaded together.
@@ -104,6 +105,7 @@ class Isa:
     dot_bytes: DotProduct
     pause: Callable[[Code], None]
     tuning: str = ""
+    data_layout: str = ""
     dots_by_lane: bool = False
     tiles: Tiles | None = None
 

@@ -293,6 +293,8 @@ class Code:
         """A scalar, a vector of equal lanes, or a vector of the lanes given."""
         if kind.lanes > 1 and not isinstance(value, Sequence):
             value = [value] * kind.lanes
+        if kind.lanes == 1 and isinstance(value, Sequence):
+            (value,) = value
         if isinstance(value, Sequence):
             return Value(self, kind, ir.Constant(kind.ir, list(value)))
         number = float(value) if kind.floating else int(value)
@@ -315,17 +317,21 @@ class Code:
         step = byte_count if isinstance(byte_count, Value) else self.constant(I64, byte_count)
         return Value(self, POINTER, self.builder.gep(pointer.ir, [step.to(I64).ir]))
 
-    def load(self, kind: Type, pointer: Value, byte_count: Value | int = 0) -> Value:
-        """Load from a pointer plus an offset; any alignment will do."""
+    def load(
+        self, kind: Type, pointer: Value, byte_count: Value | int = 0, align: int = 1
+    ) -> Value:
+        """Load from a pointer plus an offset; any alignment will do unless one is promised."""
         address = self.offset(pointer, byte_count)
         typed = self.builder.bitcast(address.ir, kind.ir.as_pointer())
-        return Value(self, kind, self.builder.load(typed, align=1))
+        return Value(self, kind, self.builder.load(typed, align=align))
 
-    def store(self, value: Value, pointer: Value, byte_count: Value | int = 0) -> None:
+    def store(
+        self, value: Value, pointer: Value, byte_count: Value | int = 0, align: int = 1
+    ) -> None:
         """Store to a pointer plus an offset."""
         address = self.offset(pointer, byte_count)
         typed = self.builder.bitcast(address.ir, value.type.ir.as_pointer())
-        self.builder.store(value.ir, typed, align=1)
+        self.builder.store(value.ir, typed, align=align)
 
     def prefetch(self, pointer: Value, byte_count: Value | int) -> None:
         """Ask for the line at a pointer plus an offset; past the end of memory it does nothing."""
@@ -350,6 +356,11 @@ class Code:
         """Write an I64 that other threads use; what was written before it is visible first."""
         address = self.builder.bitcast(self.offset(pointer, byte_count).ir, I64.ir.as_pointer())
         self.builder.store_atomic(ir.Constant(I64.ir, number), address, "release", 8)
+
+    def call_named(self, name: str, *arguments: Value) -> None:
+        """Call a function that returns nothing and is linked in later."""
+        kind = ir.FunctionType(ir.VoidType(), [a.ir.type for a in arguments])
+        self.builder.call(self.declare(name, kind), [a.ir for a in arguments])
 
     def call_address(self, address: Value, *arguments: Value) -> None:
         """Call a function that returns nothing by its address."""

@@ -1,0 +1,1 @@
+"""Hexagon's vector unit (HVX): decode by table lookup, generated here, emulated here."""

@@ -1,0 +1,276 @@
+"""Table-lookup matrix-vector product over the bundle's own planes: every format, every shape.
+
+For a group of weights, the low nibbles of a plane's bytes look up the tables of one quad of
+activations, the high nibbles those of the next, and the entries are added in 32 bits. The planes'
+sums, weighted by powers of two, with the zeros' part added, are twice the dot product of codes and
+activations, exactly. Groups are scaled by fractions of 32768, blocks of 256 activations by theirs,
+both rounded to nearest, and added in 32 bits; so a row's result is an integer that is the same on
+every Hexagon, and one float multiplication at the end makes a number of it.
+
+This kernel leaves instructions to LLVM to schedule. For whole blocks of 2 and 4 bits there are
+scheduled loops (`inner`); both are held to the twin `lookup`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu.codegen.language import F32, I32, I64, Code, Value, Variable
+from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
+from edge.formats import Format
+from edge.planes import QUAD, STEP, TILE, Quantized
+from npu.hvx import tables, vectors
+from npu.hvx.isa import VECTOR_BYTES
+from npu.hvx.tables import BLOCK
+from npu.hvx.weights import BYTE_SHIFT, RowScales, group_of, offset_of
+
+SLOTS = (
+    *("tables", "bytes", "sums", "ratios", "peaks"),
+    *("codes", "steps", "offsets", "units", "bias", "out", "sums_out"),
+    *("width", "tiles", "factor"),
+)
+
+_HALF = TILE // 2
+_STEPS = BLOCK // STEP
+
+# Offsets times sums of activations, in two products of 16 bits: the sum's last bits, and the rest.
+_SPLIT = 7
+
+
+@dataclass(frozen=True)
+class _Shape:
+    form: Format
+
+    @property
+    def group(self) -> int:
+        return group_of(self.form)
+
+    @property
+    def groups(self) -> int:
+        """Of a block."""
+        return BLOCK // self.group
+
+    @property
+    def scaled(self) -> bool:
+        return self.form.granularity == "group"
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of a step of one tile."""
+        return TILE * (self.form.bits if self.form.bits < 8 else STEP)
+
+
+def lookup_kernel(form: Format) -> Kernel:
+    """out float32 [rows] of one row of activations, tiles of 64 rows; see `SLOTS`.
+
+    `sums_out` gets the integers, int32 [tiles, 64], even rows of a tile first; `factor` is what
+    they are multiplied by beside a row's unit: a number over `peaks`' last.
+    """
+
+    def body(code: Code, a: Arguments, thread: Thread) -> None:
+        first, last = thread.share(a.integer("tiles"))
+        with code.loop(first, last) as tile:
+            _Tile(code, a, _Shape(form), tile).run()
+        finish(code, a, first, last)
+
+    return Kernel(f"lookup_{form}", SLOTS, body)
+
+
+class _Tile:
+    """Writes the code for a tile of 64 rows. Sums are two vectors: of even and of odd rows."""
+
+    def __init__(self, code: Code, a: Arguments, shape: _Shape, tile: Value) -> None:
+        self.code, self.a, self.shape, self.form = code, a, shape, shape.form
+        width = a.integer("width")
+        per_step = QUAD if self.form.bits == 8 else STEP
+        self.steps = (width + (per_step - 1)) // per_step
+        self.step_bytes = shape.step_bytes * per_step // STEP
+        self.block_steps = BLOCK // per_step
+        self.codes = code.offset(a.pointer("codes"), tile * self.steps * self.step_bytes)
+        granted = (width + (shape.group - 1)) // shape.group
+        self.groups = granted if shape.scaled else code.constant(I64, 1)
+        self.blocks = (width + (BLOCK - 1)) // BLOCK
+        self.tile = tile
+
+    def run(self) -> None:
+        code, a = self.code, self.a
+        zero = code.constant(vectors.VECTOR, 0)
+        totals = [code.variable(zero) for _ in range(2)]
+        with code.loop(0, self.blocks) as block:
+            sums = [code.variable(zero) for _ in range(2)]
+            for index in range(self.shape.groups):
+                group = block * self.shape.groups + index
+                first = group * (self.block_steps // self.shape.groups)
+                with code.when(first < self.steps):
+                    self.add_group(group, first, sums)
+            ratio = vectors.splat(code.load(I32, a.pointer("ratios"), block * 4))
+            for total, made in zip(totals, sums, strict=True):
+                total.set(total.get() + vectors.scaled(made.get(), ratio))
+        for half, total in enumerate(totals):
+            place = (self.tile * 2 + half) * VECTOR_BYTES
+            vectors.store(total.get(), a.pointer("sums_out"), place)
+
+    def add_group(self, group: Value, first: Value, sums: list[Variable]) -> None:
+        """Add a group's products, times its scale, to the sums."""
+        code = self.code
+        last = minimum(first + self.block_steps // self.shape.groups, self.steps)
+        products = self.bytes(first, last) if self.form.bits == 8 else self.planes(first, last)
+        products = self.with_zeros(products, group)
+        if self.form.bits == 8:
+            products = [product.signed_shift(BYTE_SHIFT) for product in products]
+        if self.shape.scaled:
+            place = (self.tile * self.groups + group) * (2 * TILE)
+            steps = vectors.load(code, self.a.pointer("steps"), place)
+            factors = (vectors.even_halves(steps), steps)
+            products = [vectors.scaled(p, f) for p, f in zip(products, factors, strict=True)]
+        for total, product in zip(sums, products, strict=True):
+            total.set(total.get() + product)
+
+    # 2 to 4 bits: tables.
+
+    def planes(self, first: Value, last: Value) -> list[Value]:
+        """The planes' sums of a group, weighted by powers of two."""
+        code, zero = self.code, self.code.constant(vectors.PAIR, 0)
+        places = _plane_pairs(self.form.bits)
+        sums = [[code.variable(zero) for _ in range(2)] for _ in places]
+        pairs = minimum(last, self.steps)
+        with code.loop(first, pairs) as step:
+            table = self.a.pointer("tables")
+            # two quads a step, four to a vector: the first or the second two of it
+            tabled = vectors.load(code, table, (step >> 1) * VECTOR_BYTES)
+            later = (step & 1) > 0
+            turned = tabled.cast(vectors.VECTOR) >> 16
+            tabled = later.broadcast(32).select(turned, tabled.cast(vectors.VECTOR))
+            for place, (even, odd) in zip(places, sums, strict=True):
+                planes = code.load(vectors.VECTOR, self.codes, step * self.step_bytes + place)
+                low = vectors.lookup16(planes, tabled, 0)
+                high = vectors.lookup16(planes >> 4, tabled, 1)
+                even.set(vectors.add_widening(even.get(), vectors.low(low), vectors.low(high)))
+                odd.set(vectors.add_widening(odd.get(), vectors.high(low), vectors.high(high)))
+        return self.weighted(sums)
+
+    def weighted(self, sums: list[list[Variable]]) -> list[Value]:
+        """Planes' sums into one for even and one for odd rows."""
+        made = []
+        for parity in range(2):
+            planes: list[Value] = []
+            for pair in sums:
+                held = pair[parity].get()
+                both = vectors.interleaved(vectors.low(held), vectors.high(held))
+                planes += [vectors.low(both), vectors.high(both)]
+            if self.form.bits == 3:
+                del planes[2]  # the second pair is of planes 1 and 2
+            total = planes[0]
+            for bit, plane in enumerate(planes[1:], 1):
+                total = total + (plane << bit)
+            made.append(total)
+        return made
+
+    # 8 bits: products of bytes.
+
+    def bytes(self, first: Value, last: Value) -> list[Value]:
+        """Dot products of codes with activations, for even and odd rows."""
+        code, zero = self.code, self.code.constant(vectors.VECTOR, 0)
+        sums = [[code.variable(zero) for _ in range(2)] for _ in range(2)]
+        with code.loop(first, last) as quad:
+            both = [code.load(I32, self.a.pointer("bytes"), quad * 8 + 4 * i) for i in range(2)]
+            for half, terms in enumerate(sums):
+                place = quad * self.step_bytes + half * VECTOR_BYTES
+                codes = code.load(vectors.VECTOR, self.codes, place)
+                for term, x in zip(terms, both, strict=True):
+                    term.set(vectors.dot_bytes(term.get(), codes, x))
+        rows = [(high.get() << 8) + low.get() for high, low in sums]
+        return [rows[0].shuffle(range(parity, TILE, 2), rows[1]) for parity in range(2)]
+
+    # Zeros.
+
+    def with_zeros(self, products: list[Value], group: Value) -> list[Value]:
+        """Products with offsets times the sum of the group's activations added."""
+        code, a = self.code, self.a
+        if not self.form.asymmetric:
+            total = vectors.load(code, a.pointer("sums"), group * VECTOR_BYTES)
+            return [product + total * offset_of(self.form) for product in products]
+        word = code.load(I32, a.pointer("sums"), group * VECTOR_BYTES)
+        index = group if self.shape.scaled else code.constant(I64, 0)
+        place = (self.tile * self.groups + index) * (2 * TILE)
+        offsets = vectors.load(code, a.pointer("offsets"), place)
+        last, rest = word & ((1 << _SPLIT) - 1), word.signed_shift(_SPLIT)
+        shifted = offsets.cast(vectors.HALVES) << _SPLIT
+        pair = vectors.joined(*products)
+        pair = vectors.multiply_widening(pair, offsets, last | (last << 16))
+        pair = vectors.multiply_widening(pair, shifted, (rest & 0xFFFF) | (rest << 16))
+        return [vectors.low(pair), vectors.high(pair)]
+
+
+def _plane_pairs(bits: int) -> list[int]:
+    """Where in a step's bytes pairs of planes are; of 3, the second pair has plane 1 once more."""
+    return {2: [0], 3: [0, TILE], 4: [0, 2 * TILE]}[bits]
+
+
+def finish(code: Code, a: Arguments, first: Value, last: Value) -> None:
+    """Integers of tiles to numbers: times the row's unit and the activations' scale, plus bias."""
+    blocks = (a.integer("width") + (BLOCK - 1)) // BLOCK
+    peak = code.load(F32, a.pointer("peaks"), blocks * 4)
+    factor = peak * a.number("factor")
+    with code.loop(first, last) as tile, code.loop(0, TILE) as row:
+        place = (tile * TILE + row) * 4
+        held = tile * TILE + (row & 1) * _HALF + (row >> 1)
+        total = code.load(I32, a.pointer("sums_out"), held * 4).to(F32)
+        unit = code.load(F32, a.pointer("units"), place)
+        bias = code.load(F32, a.pointer("bias"), place)
+        code.store(total * (unit * factor) + bias, a.pointer("out"), place)
+
+
+def factor_of(one: int) -> float:
+    """What a result is multiplied by beside units and the largest peak."""
+    return float(np.float32(32768 / (one * tables.PEAK)))
+
+
+def lookup(
+    form: Format, weights: Quantized, scales: RowScales, x: tables.Activations
+) -> NDArray[np.int32]:
+    """The twin: the integers of all rows, int32 [rows]."""
+    rows, width = weights.codes.shape
+    group, blocks = group_of(form), len(x.ratios)
+    values = x.values.astype(np.int64)
+    padded = np.pad(weights.codes.astype(np.int64), ((0, 0), (0, blocks * BLOCK - width)))
+    dots = (padded * values).reshape(rows, -1, group).sum(axis=2)  # [rows, groups]
+    offsets = _by_row(scales.offsets, rows, dots) if form.asymmetric else offset_of(form)
+    factor = 1 if form.bits == 8 else 2
+    # an entry counts 1 for a bit that is set and -1 for one that is not, where a code counts 1 or 0
+    base = 0 if form.bits == 8 else (2**form.bits - 1) * x.sums
+    products = factor * dots - base + offsets * x.sums.astype(np.int64)
+    if form.bits == 8:
+        products >>= BYTE_SHIFT
+    if scales.steps is not None:
+        products = _scaled(products, _by_row(scales.steps, rows, dots))
+    by_block = products.reshape(rows, blocks, -1).sum(axis=2)
+    ratios = x.ratios & 0xFFFF
+    return _scaled(by_block, ratios).sum(axis=1).astype(np.int32)
+
+
+def _scaled(words: NDArray[np.int64], factors: NDArray[np.integer]) -> NDArray[np.int64]:
+    return (words * factors + (1 << 14)) >> 15
+
+
+def _by_row(
+    packed: NDArray[np.int16] | None, rows: int, like: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """[tiles, groups, 64] -> [rows, groups], with zeros for the groups of a block's padding."""
+    assert packed is not None
+    plain = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:rows].astype(np.int64)
+    if plain.shape[1] == 1:
+        return np.repeat(plain, like.shape[1], axis=1)
+    return np.pad(plain, ((0, 0), (0, like.shape[1] - plain.shape[1])))
+
+
+def products(
+    form: Format, weights: Quantized, scales: RowScales, x: tables.Activations, one: int
+) -> NDArray[np.float32]:
+    """The twin of the whole kernel, float32 [rows], without a bias."""
+    rows = len(weights.codes)
+    factor = x.peaks[-1] * np.float32(factor_of(one))
+    return lookup(form, weights, scales, x) * (scales.units[:rows] * factor)

@@ -1,0 +1,110 @@
+"""HVX's own operations in the vector language.
+
+A vector is 128 bytes, a pair 256. `Value`s are typed by what their lanes hold, and `raw` is how
+LLVM's intrinsics see them: 32 or 64 words.
+"""
+
+from __future__ import annotations
+
+from cpu.codegen.language import I16, I32, I64, Code, Type, Value
+from npu.hvx.isa import VECTOR_BYTES
+
+VECTOR = I32.of(32)
+PAIR = I32.of(64)
+HALVES = I16.of(64)
+
+
+def _name(name: str) -> str:
+    return f"llvm.hexagon.V6.{name}.128B"
+
+
+def raw(value: Value) -> Value:
+    """The same bits as words."""
+    return value.cast(VECTOR if value.type.byte_count == VECTOR_BYTES else PAIR)
+
+
+def _call(name: str, returns: Type, *operands: Value | int) -> Value:
+    code = next(operand.code for operand in operands if isinstance(operand, Value))
+    values = [_operand(code, operand) for operand in operands]
+    return code.intrinsic(_name(name), returns, *values)
+
+
+def _operand(code: Code, operand: Value | int) -> Value:
+    if isinstance(operand, int):
+        return code.constant(I32, operand)
+    return operand if operand.type.lanes == 1 else raw(operand)
+
+
+def load(code: Code, pointer: Value, byte_count: Value | int = 0) -> Value:
+    """A vector from an address that is a multiple of 128."""
+    return code.load(VECTOR, pointer, byte_count, align=VECTOR_BYTES)
+
+
+def store(value: Value, pointer: Value, byte_count: Value | int = 0) -> None:
+    """A vector to an address that is a multiple of 128."""
+    value.code.store(raw(value), pointer, byte_count, align=VECTOR_BYTES)
+
+
+def low(pair: Value) -> Value:
+    """First vector of a pair."""
+    return _call("lo", VECTOR, pair)
+
+
+def high(pair: Value) -> Value:
+    """Second vector of a pair."""
+    return _call("hi", VECTOR, pair)
+
+
+def joined(first: Value, second: Value) -> Value:
+    """Two vectors as a pair."""
+    return _call("vcombine", PAIR, second, first)
+
+
+def splat(word: Value) -> Value:
+    """A 32-bit scalar in every word."""
+    return _call("lvsplatw", VECTOR, word)
+
+
+def lookup16(indices: Value, tables: Value, which: int) -> Value:
+    """`vlut16`: 128 bytes -> 128 entries of 16 bits, those of even bytes and those of odd ones.
+
+    The low 4 bits of a byte count. A vector holds four tables of 16 entries: in the words' low
+    halves, tables 0 (words 0 to 15) and 1 (16 to 31), in their high halves tables 2 and 3.
+    """
+    return _call("vlutvwh.nm", PAIR, indices, tables, which)
+
+
+def add_widening(sums: Value, a: Value, b: Value) -> Value:
+    """sums + a + b of 16-bit lanes: even lanes in the pair's first vector, odd in its second."""
+    return _call("vaddhw.acc", PAIR, sums, a, b)
+
+
+def multiply_widening(sums: Value, a: Value, halves: Value) -> Value:
+    """sums + a * halves: 16-bit lanes, even ones by the scalar's low half, odd by its high one."""
+    return _call("vmpyh.acc", PAIR, sums, a, halves)
+
+
+def scaled(words: Value, factors: Value) -> Value:
+    """words * odd 16-bit lanes of factors / 2^15, rounded to nearest, halves up."""
+    return _call("vmpyowh.rnd", VECTOR, words, factors)
+
+
+def even_halves(value: Value) -> Value:
+    """The even 16-bit lanes, each in both halves of its word."""
+    return _call("vshufeh", VECTOR, value, value)
+
+
+def interleaved(first: Value, second: Value) -> Value:
+    """The first 16 words of both by turns, then the last 16 of both by turns, as a pair."""
+    return _call("vshuffvdd", PAIR, second, first, -4)
+
+
+def dot_bytes(sums: Value, codes: Value, activations: Value) -> Value:
+    """sums + dot products of 4 unsigned bytes of each word with a scalar's 4 signed ones."""
+    return _call("vrmpybus.acc", VECTOR, sums, codes, activations)
+
+
+def fetch(code: Code, pointer: Value, *, width: Value, height: Value, stride: Value) -> None:
+    """`l2fetch`: ask for `height` rows of `width` bytes, `stride` apart; each at most 65535."""
+    shape = (stride << 32) | (width << 16) | height
+    code.intrinsic("llvm.hexagon.Y5.l2fetch", None, pointer, shape.to(I64))
