@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cpu.codegen.language import F16, F32, I8, I32, I64, Code, Value
-from cpu.kernels.kernel import Arguments, Kernel, Thread
+from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
 from edge.formats import Format
-from edge.planes import STEP, TILE
+from edge.planes import QUAD, STEP, TILE
 
 SLOTS = (
     *("tokens", "codes", "scales", "zeros", "out"),
@@ -51,11 +51,16 @@ class _Row:
         """8 codes as bytes."""
         code, a, bits = self.code, self.a, self.form.bits
         if bits == 8:
-            quads = (a.integer("width") + 3) // 4
-            place = (self.tile * quads + step * 2) * TILE + self.lane
+            quads = (a.integer("width") + (QUAD - 1)) // QUAD
+            # the last step may be of one half; the other is not part of the row
+            halves = (step * 2, minimum(step * 2 + 1, quads - 1))
             low, high = (
-                code.load(I8.of(4), a.pointer("codes"), (place + half * TILE) * 4)
-                for half in range(2)
+                code.load(
+                    I8.of(QUAD),
+                    a.pointer("codes"),
+                    ((self.tile * quads + quad) * TILE + self.lane) * QUAD,
+                )
+                for quad in halves
             )
             return low.shuffle(range(8), high)
         place = (self.tile * a.integer("steps") + step) * (bits * TILE) + self.lane

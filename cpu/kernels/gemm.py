@@ -229,12 +229,15 @@ class _Panel:
         """Codes of 16 outputs by 8 inputs: two vectors of words of 4 codes."""
         code, bits = self.code, self.form.bits
         if bits == 8:
-            quads = (self.a.integer("width") + 3) // 4
-            place = (self.tile * quads + step * 2) * (QUAD * TILE) + column * QUAD
-            kind = I32.of(_SIDE)
+            quads = (self.a.integer("width") + (QUAD - 1)) // QUAD
+            # the last step may be of one half; x of the other is 0, so any codes will do
             return [
-                code.load(kind, self.a.pointer("codes"), place + half * (QUAD * TILE))
-                for half in range(2)
+                code.load(
+                    I32.of(_SIDE),
+                    self.a.pointer("codes"),
+                    ((self.tile * quads + quad) * TILE + column) * QUAD,
+                )
+                for quad in (step * 2, minimum(step * 2 + 1, quads - 1))
             ]
         place = (self.tile * self.steps + step) * (bits * TILE) + column
         assert code.isa.tiles is not None

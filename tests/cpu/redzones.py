@@ -1,13 +1,15 @@
 """Buffers with red zones: what native code reads or writes beside a buffer does not go unseen.
 
-The zones hold a pattern that is NaN as float32 and as float16, so that reading them spoils results;
-`Guarded.damage` says whether they were written to. `walled` puts what is read at the end of a page
+The zones hold patterns that are NaN as float32 and as float16, so that reading them spoils results,
+one after another, so that a zone that was copied into another is seen; `Guarded.damage` says
+whether they were written to. `walled` puts what is read at the end of a page
 behind which nothing may be touched: reading on ends the process.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 from typing import Any
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 ZONE_BYTES = 256
 LINE_BYTES = 64
-_PATTERN = np.frombuffer(b"\xfb\xfc\xfd\xff" * (ZONE_BYTES // 4), np.uint8)
+_PATTERNS = itertools.cycle(range(1, 256))
 
 
 class Guarded:
@@ -32,8 +34,11 @@ class Guarded:
         self._data = self._memory[start : start + flat.size]
         self._after = self._memory[start + flat.size : start + flat.size + ZONE_BYTES]
         self._data[:] = flat
-        self._before[:] = _PATTERN
-        self._after[:] = _PATTERN
+        self._pattern = np.resize(
+            np.array([next(_PATTERNS), 0xFC, 0xFD, 0xFF], np.uint8), ZONE_BYTES
+        )
+        self._before[:] = self._pattern
+        self._after[:] = self._pattern
         self._like = content
 
     @property
@@ -47,7 +52,7 @@ class Guarded:
     def damage(self) -> str:
         """Where the zones were written to; empty where nowhere."""
         for side, zone in (("before", self._before), ("behind", self._after)):
-            places = np.flatnonzero(zone != _PATTERN)
+            places = np.flatnonzero(zone != self._pattern)
             if places.size:
                 return f"{self.name}: {places.size} bytes {side} it written, first at {places[0]}"
         return ""

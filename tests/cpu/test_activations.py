@@ -87,3 +87,13 @@ def test_the_error_is_half_a_step(x: np.ndarray, block: int) -> None:
     assert np.abs(ints.astype(np.int32)).max() <= PEAK
     step = np.repeat(scales.astype(np.float64), block, axis=1)[:, : x.shape[1]]
     assert (np.abs(ints * step - x) <= 0.501 * step + 1.001 * LEAST).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("width", [32, 64, 128, 192])
+def test_whole_blocks_end_where_they_should(target: str, width: int) -> None:
+    """Nothing between what is behind each other: terms, scales, sums, rows."""
+    x = np.random.default_rng(width).normal(size=(3, width)).astype(np.float32)
+    for block in BLOCKS:
+        case = quantize_case(x, block, threads=2)
+        check(case, run(loaded(isa_of(target), [quantize_kernel(block)]), case))
