@@ -29,6 +29,7 @@ VERBS = {
     "bench": "measure speed against the machine's ceilings and a peer",
     "doctor": "try every target on this machine",
     "kernels": "show every kernel's inner loop and modelled cycles",
+    "plan": "model speed and energy on a phone's SoC",
     "synth": "make a random-weight checkpoint of a published shape",
 }
 

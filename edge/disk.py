@@ -57,3 +57,14 @@ def sync_path(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def write_text(out: Path, text: str) -> None:
+    """Write a text file, whole or not at all. Raises NoSpace or OutputExists."""
+    partial = out.with_name(f"{out.name}.partial")
+    with disk_errors(out, "free some space, or write to another disk"):
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, out)
+        finally:
+            partial.unlink(missing_ok=True)

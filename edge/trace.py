@@ -7,13 +7,12 @@ microseconds.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edge.disk import disk_errors
+from edge.disk import write_text
 from edge.generate import Record
 from edge.schedule import Timeline
 
@@ -93,14 +92,7 @@ def to_json(runs: Iterable[Run]) -> dict[str, Any]:
 
 def write_trace(path: str | Path, runs: Iterable[Run]) -> None:
     """Write a trace, whole or not at all. Raises NoSpace or OutputExists (a forbidden place)."""
-    out = Path(path)
-    partial = out.with_name(f"{out.name}.partial")
-    with disk_errors(out, "free some space, or write the trace to another disk"):
-        try:
-            partial.write_text(json.dumps(to_json(runs), allow_nan=False), encoding="utf-8")
-            os.replace(partial, out)
-        finally:
-            partial.unlink(missing_ok=True)
+    write_text(Path(path), json.dumps(to_json(runs), allow_nan=False))
 
 
 def _named(kind: str, process: int, thread: int, name: str) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def calibrate(soc: Soc) -> dict[str, float]:
         soc = soc.with_amounts(fit_matmuls(soc))
         soc = soc.with_amounts({"npu_activation_bytes_s": fit_activations(soc)})
         soc = soc.with_amounts({"cpu_float_ops_s": fit_cpu(soc)})
-    decode = decode_bytes(LLAMA, T_MAC_DECODE[0][0], 128) * T_MAC_DECODE[0][1]
+    _, bits, tok_s = T_MAC_DECODE[0]
+    decode = decode_bytes(LLAMA, bits, 128) * tok_s
     soc = soc.with_amounts({"cpu_decode_bytes_s": decode} | fit_powers(soc))
     return {n: v.amount for n, v in soc.values.items() if v.origin == "calibrated"}
 
