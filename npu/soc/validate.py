@@ -49,16 +49,16 @@ NOTES = (
     "1. From 656-827 to 1451-1672 tokens the printed times of four models grow by 3 to 28 % "
     "(LLaMA-2-7B: 4.28 to 4.62 s), Gemma-2B's by 73 %. No time that is a sum over chunks meets "
     "both ends; the model is calibrated at the long one, and meets Gemma-2B's five within 17 %. "
-    "Figures 18 and 19 side with the slow end, also for Gemma-2B (1024 tokens at 604 tok/s are 1.70 s, but "
-    "table 5 has 1.68 s for 1561).",
+    "Figures 18 and 19 side with the slow end, also for Gemma-2B (1024 tokens at 604 tok/s are "
+    "1.70 s, but table 5 has 1.68 s for 1561).",
     "2. Qwen1.5-1.8B on Persona-Chat (488-584 tokens) is printed at 2.92 s, on DroidTask (505-645) "
     "at 0.90 s.",
     "3. T-MAN measured llm.npu at 330 tok/s with BitNet-2B; llm.npu's table 5 implies 929 tok/s "
     "with Gemma-2B, whose layers have 5 % fewer weights. The text of T-MAN says at most 1.4x over "
     "llm.npu, its table 3 says 1.9x.",
     "4. bitnet.cpp and llm.npu decode at 20 and 23 GB/s in T-MAN's table, T-MAC at 37 GB/s on the "
-    "same phone: their kernels, not memory, are the limit. bitnet.cpp prefills at 42 tok/s where the CPU's rate of "
-    "float operations would give 65.",
+    "same phone: their kernels, not memory, are the limit. bitnet.cpp prefills at 42 tok/s where "
+    "the CPU's rate of float operations would give 65.",
     "5. llm.npu's text gives 315 ms of NPU time for a chunk of Qwen1.5-1.8B; six such chunks alone "
     "exceed the 1.49 s that table 5 prints for 1451-1672 tokens. The model follows the table.",
 )
