@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -9,12 +10,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from cpu.codegen.cache import cache_folder, key_of, sources_digest, write_whole
+from cpu.codegen.image import BadImage, Image, link_image
 from cpu.kernels.families import COMMON, families
+from cpu.kernels.kernel import Kernel
 from cpu.kernels.step import NAME
 from edge.errors import MissingDependency, UnknownTarget
 from edge.formats import Format
 
 if TYPE_CHECKING:
+    from cpu.codegen.emit import Module
     from cpu.codegen.isa import Isa
 
 
@@ -60,18 +65,39 @@ class Native:
 
 def compile_native(formats: Iterable[Format], isa: Isa) -> Native:
     """Compile the kernels for tensors of these formats, or take them from the cache."""
-    from cpu.codegen.emit import Loaded, Module, object_code
+    matrix_unit = isa.tiles is not None
+    made = families(formats, matrix_unit=matrix_unit)
+    images = [_image(isa, name, kernels) for name, kernels in made.items()]
+    return Native(images, matrix_unit=matrix_unit)
+
+
+def _image(isa: Isa, family: str, kernels: Sequence[Kernel]) -> Image:
+    """A family's code. From the cache it comes without the compiler, and without writing it."""
+    import llvmlite  # its version alone: the compiler is another part of it
+
+    facts = [family, isa.name, sources_digest(), llvmlite.__version__]
+    path = cache_folder() / f"{key_of(facts)}.code"
+    with contextlib.suppress(FileNotFoundError, BadImage):
+        return Image.open(path)
+
+    from cpu.codegen.emit import object_code
+
+    content = link_image(object_code(_module(isa, kernels, step=family == COMMON)))
+    write_whole(path, content)
+    return Image.of(content)
+
+
+def _module(isa: Isa, kernels: Iterable[Kernel], *, step: bool) -> Module:
+    """Kernels, and the step that calls them where it is wanted."""
+    from cpu.codegen.emit import Module
     from cpu.kernels.step import emit_step
 
-    codes = []
-    for name, kernels in families(formats, matrix_unit=isa.tiles is not None).items():
-        module = Module(isa)
-        for kernel in kernels:
-            kernel.emit(module)
-        if name == COMMON:
-            emit_step(module)
-        codes.append(Loaded(isa, object_code(module)))
-    return Native(codes, matrix_unit=isa.tiles is not None)
+    module = Module(isa)
+    for kernel in kernels:
+        kernel.emit(module)
+    if step:
+        emit_step(module)
+    return module
 
 
 def compile_library(formats: Iterable[Format], isa: Isa, out: Path) -> dict[str, str]:
@@ -80,15 +106,11 @@ def compile_library(formats: Iterable[Format], isa: Isa, out: Path) -> dict[str,
         raise MissingDependency("compiling ahead needs llvmlite", 'pip install "lutra[convert]"')
     import llvmlite
 
-    from cpu.codegen.emit import Module, object_code
+    from cpu.codegen.emit import object_code
     from cpu.codegen.link import shared_library
-    from cpu.kernels.step import emit_step
 
-    module = Module(isa)
-    for kernels in families(formats, matrix_unit=isa.tiles is not None).values():
-        for kernel in kernels:
-            kernel.emit(module)
-    emit_step(module)
+    made = families(formats, matrix_unit=isa.tiles is not None).values()
+    module = _module(isa, [kernel for kernels in made for kernel in kernels], step=True)
     shared_library(object_code(module), out)
     return {"llvmlite": llvmlite.__version__}
 

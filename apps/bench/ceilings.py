@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.codegen.emit import Loaded, Module, object_code
+from cpu.codegen.emit import Module, object_code
+from cpu.codegen.image import Image, link_image
 from cpu.codegen.isa import Isa
 from cpu.codegen.language import I8, I32, I64, POINTER, Code, Value
 from cpu.codegen.tables import isa_for, refuses
@@ -139,7 +140,7 @@ class Ceilings:
             module.function(rate.name, [POINTER, POINTER, I64], rate.write)
         if isa.tiles:
             _allow_tiles()
-        self._loaded = Loaded(isa, object_code(module))
+        self._loaded = Image.of(link_image(object_code(module)))
         size = buffer_bytes(threads)
         self.buffers = [np.ones(size, np.uint8) for _ in range(threads)]
         self.outs = [np.zeros(4096, np.uint8) for _ in range(threads)]

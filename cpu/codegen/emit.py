@@ -1,11 +1,7 @@
-"""From a module of the language to machine code: optimize, emit an object, cache it, load it."""
+"""From a module of the language to machine code: optimize, emit an object, cache it."""
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ import llvmlite
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from cpu.codegen.cache import cache_folder, key_of, write_whole
 from cpu.codegen.isa import Isa
 from cpu.codegen.language import Code, Type, Value
 
@@ -106,49 +103,10 @@ def object_code(module: Module, cache: Path | None = None) -> bytes:
     text = str(module.ir)
     facts = [text, module.isa.triple, module.isa.processor, module.isa.features]
     facts.append(compiler_version())
-    key = hashlib.sha256("\0".join(facts).encode()).hexdigest()
-    path = (cache or cache_folder()) / f"{key}.o"
+    path = (cache or cache_folder()) / f"{key_of(facts)}.o"
     if path.is_file():
         return path.read_bytes()
     machine = _machine(module.isa)
     made: bytes = machine.emit_object(_optimized(module, machine))
     write_whole(path, made)
     return made
-
-
-def cache_folder() -> Path:
-    """Where compiled code is kept: LUTRA_CACHE, else the user's cache folder."""
-    if "LUTRA_CACHE" in os.environ:
-        return Path(os.environ["LUTRA_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lutra"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write so that another process sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
-
-
-class Loaded:
-    """Machine code in this process. Functions live as long as this does."""
-
-    def __init__(self, isa: Isa, code: bytes) -> None:
-        _initialize()
-        self._machine = _machine(isa)
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._machine)
-        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        self._engine.finalize_object()
-
-    def address(self, name: str) -> int:
-        """Address of a public function."""
-        found: int = self._engine.get_function_address(name)
-        if not found:
-            raise KeyError(name)
-        return found
-
-    def function(self, name: str, *arguments: Any) -> Callable[..., None]:
-        """A public function for ctypes; it runs without the interpreter's lock."""
-        return ctypes.CFUNCTYPE(None, *arguments)(self.address(name))

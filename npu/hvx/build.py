@@ -65,7 +65,7 @@ def _c_object(isa: Hexagon, name: str) -> bytes:
 
 
 def _compiled(isa: Hexagon, text: str, suffix: str, options: Sequence[str]) -> bytes:
-    from cpu.codegen.emit import cache_folder, write_whole
+    from cpu.codegen.cache import cache_folder, write_whole
 
     facts = (text, isa.assembler_processor, *options, _zig_version())
     path = cache_folder() / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.o"

@@ -49,7 +49,7 @@ class Case:
 
 
 class Functions(Protocol):
-    """Machine code in this process: `emit.Loaded` or `library.Library`."""
+    """Machine code in this process: `image.Image` or `library.Library`."""
 
     def function(self, name: str, *arguments: Any) -> Callable[..., None]: ...
 

@@ -8,7 +8,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.codegen.emit import Loaded, Module, object_code
+from cpu.codegen.emit import Module, object_code
+from cpu.codegen.image import Image, link_image
 from cpu.codegen.isa import Isa
 from cpu.codegen.language import I8, I32, Code
 from cpu.codegen.tables import isa_for
@@ -56,13 +57,13 @@ def object_of(isa: Isa, kernels: Sequence[Kernel]) -> bytes:
     return object_code(module)
 
 
-def loaded(isa: Isa, kernels: Sequence[Kernel]) -> Loaded:
+def loaded(isa: Isa, kernels: Sequence[Kernel]) -> Image:
     """Kernels in this process."""
-    return Loaded(isa, object_of(isa, kernels))
+    return Image.of(link_image(object_of(isa, kernels)))
 
 
 @cache
-def linear_functions(target: str, form: str) -> Loaded:
+def linear_functions(target: str, form: str) -> Image:
     """The kernels of a linear case in this process."""
     return loaded(isa_of(target), kernels_of(Format.parse(form)))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cpu.codegen.emit import Loaded
+from cpu.codegen.image import Image
 from cpu.codegen.isa import Isa
 from cpu.codegen.language import I16, I32, Value
 from cpu.kernels import gemm
@@ -99,7 +99,7 @@ def rounded(values: Value) -> Value:
     return ((bits + ((bits >> 16) & 1) + 0x7FFF) >> 16).to(I16)
 
 
-def hold(functions: Loaded, form: Format, walled: tuple[str, ...]) -> None:
+def hold(functions: Image, form: Format, walled: tuple[str, ...]) -> None:
     for shape in SHAPES:
         case = gemm_case(form, *shape)
         check(case, run(functions, case, walled=walled))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cpu.codegen.emit import Loaded, Module, assembly, object_code
+from cpu.codegen.emit import Module, assembly, object_code
+from cpu.codegen.image import Image, link_image
 from cpu.codegen.language import F16, F32, I8, I16, I32, I64, POINTER, Code, Type, Value
 from cpu.kernels.kernel import Arguments, Kernel, Thread
 from tests.cpu.calls import Call, Case, check, run
@@ -235,4 +236,4 @@ def test_the_cache_answers_the_same_source_for_the_same_target(
     made("cpu:aarch64", 3)
     assert len(list(tmp_path.iterdir())) == 3
     with pytest.raises(KeyError):
-        Loaded(isa_of(TARGETS[0]), made(TARGETS[0], 7)).address("absent")
+        Image.of(link_image(made(TARGETS[0], 7))).address("absent")

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from cpu.codegen.emit import Loaded, Module, object_code
+from cpu.codegen.emit import Module, object_code
+from cpu.codegen.image import Image, link_image
 from cpu.codegen.language import I64, Code
 from cpu.kernels.kernel import Arguments, Kernel, Thread
 from cpu.kernels.step import MEETING_BYTES, NAME, emit_step
@@ -48,7 +49,7 @@ def test_every_call_sees_what_was_before_the_barrier(target: str, threads: int) 
     for kernel in kernels:
         kernel.emit(module)
     emit_step(module)
-    native = Loaded(isa, object_code(module))
+    native = Image.of(link_image(object_code(module)))
 
     parts, sums = (Guarded(name, np.zeros(threads, np.int64)) for name in ("parts", "sums"))
     slots = [

@@ -1,6 +1,6 @@
-"""Run by the emulated Python, which has NumPy alone: the cases of a file, with a library's kernels.
+"""Run by the emulated Python, which has NumPy alone: the cases of a file, with compiled kernels.
 
-python check.py LIBRARY CASES
+python check.py FILE CASES, where FILE is a library, or a code image.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from cpu.codegen.image import Image
 from cpu.library import Library
 from tests.cpu.calls import check, load, run
 
 
 def main(library: Path, file: Path) -> int:
-    functions, cases = Library(library), load(file)
+    functions = Image.open(library) if library.suffix == ".code" else Library(library)
+    cases = load(file)
     for case in cases:
         check(case, run(functions, case))
     assert importlib.util.find_spec("llvmlite") is None

@@ -18,6 +18,7 @@ import pytest
 
 import edge
 from cpu.codegen import link
+from cpu.codegen.image import link_image
 from cpu.kernels import linear
 from cpu.kernels.kernel import Kernel
 from edge.formats import Format
@@ -138,6 +139,25 @@ def test_kernels_compiled_ahead_are_their_twins(
         script, tmp_path / "kernels.so", tmp_path / "cases.npz", processor=PROCESSORS[target]
     )
     assert said == f"{len(cases)} cases hold\n"
+
+
+@pytest.mark.parametrize("target", [ARM[0], ARM[-1]])
+def test_code_images_are_their_twins(arm64: Emulator, target: str, tmp_path: Path) -> None:
+    """Linked without a linker, with constants for every form of a reference to them."""
+    isa, rng, form = isa_of(target), np.random.default_rng(3), Format.parse("w3g64")
+    weights = random_weights(form, 70, 172, rng)
+    x = rng.normal(size=(2, 172)).astype(np.float32)
+    pairs = [expand_case(isa, 3, rng), dot_case(isa, rng, whole=True)]
+    pairs += [(linear_case(form, weights, x), kernels_of(form))]
+    pairs += [attention_case("int8", shape) for shape in ATTENTION_SHAPES[:4]]
+    kernels = [kernel for _, kernels in pairs for kernel in kernels]
+    (tmp_path / "kernels.code").write_bytes(link_image(object_of(isa, kernels)))
+    save(tmp_path / "cases.npz", [case for case, _ in pairs])
+    script = Path(__file__).with_name("check.py")
+    said = arm64.run(
+        script, tmp_path / "kernels.code", tmp_path / "cases.npz", processor=PROCESSORS[target]
+    )
+    assert said == f"{len(pairs)} cases hold\n"
 
 
 @pytest.fixture(scope="module")
