@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         _print_plan(job)
         if args.plan:
-            print("\n".join(job.notes), end="\n" if job.notes else "")
+            print("\n".join(job.kept.notes), end="\n" if job.kept.notes else "")
     result = _plan_values(job)
     if not args.plan:
         result |= _convert(args, job)
@@ -106,7 +106,7 @@ def _plan_values(job: Job) -> dict[str, object]:
         "parameters": job.plan.parameter_count,
         "bits_per_weight": job.plan.bits_per_weight,
         "context": job.model.graph.context,
-        "notes": list(job.notes),
+        "notes": list(job.kept.notes),
     }
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from converter.keep import Kept, plan_source
 from converter.models import build_model
 from converter.models.builder import Model
-from converter.plan import Formats, Plan, PlannedTensor, make_plan
+from converter.plan import Formats, Plan, PlannedTensor
 from converter.quantize.rtn import fit_tensor_scale, quantize_rows
 from converter.sources.open import open_source
-from converter.sources.source import Source, Stored
+from converter.sources.source import Source
 from converter.sources.tokenizer import read_tokenizer
 from converter.watch import Silent, Watcher
 from converter.weights import Weights
@@ -51,17 +51,15 @@ GENERATION = "generation_config.json"
 class Job:
     """A conversion that is known to be possible: everything but the work itself.
 
-    `kept` are the tensors whose own integers in the source go into the bundle; `notes` say of the
-    others what the user should know.
+    `kept` are the tensors whose own integers in the source go into the bundle.
     """
 
     checkpoint: Source
     model: Model
     plan: Plan
+    kept: Kept
     chunk: int
     targets: tuple[Target, ...] = ()
-    kept: frozenset[str] = frozenset()
-    notes: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Weights:
@@ -102,34 +100,8 @@ def prepare(
     model = build_model(checkpoint.config, context)
     weights = Weights(model, checkpoint)
     weights.check()
-    stored = weights.stored()
-    own = {name: how.form for name, how in stored.items()} if checkpoint.quantized else None
-    plan = make_plan(model.graph, formats, own)
-    kept = frozenset(
-        p.tensor.name
-        for p in plan.tensors
-        if (how := stored.get(p.tensor.name)) is not None and how.codes and how.form == p.form
-    )
-    return Job(checkpoint, model, plan, chunk, parsed, kept, tuple(_notes(plan, stored, kept)))
-
-
-def _notes(plan: Plan, stored: Mapping[str, Stored], kept: frozenset[str]) -> Iterator[str]:
-    """What becomes of tensors that are quantized in the source and not kept as they are."""
-    anew = Counter(
-        (stored[name].kind, str(p.form), stored[name].form == p.form)
-        for p in plan.tensors
-        if (name := p.tensor.name) in stored
-        and stored[name].form.quantized
-        and p.form.quantized
-        and name not in kept
-    )
-    for (kind, form, nearest), count in sorted(anew.items()):
-        why = (
-            "no format here holds them exactly, this one nearly; --weights and --head choose others"
-            if nearest
-            else "what they were quantized from would give better text"
-        )
-        yield f"note: {count} tensors in {kind} are quantized anew, to {form}: {why}"
+    plan, kept = plan_source(weights, formats)
+    return Job(checkpoint, model, plan, kept, chunk, parsed)
 
 
 def run(
@@ -141,7 +113,7 @@ def run(
     on with by the next run.
     """
     watcher = watcher or Silent()
-    for text in job.notes:
+    for text in job.kept.notes:
         watcher.note(text)
     tensors = {p.tensor.name: (p.form, p.tensor.shape) for p in job.plan.tensors}
     tokenizer, tokenizer_json = read_tokenizer(job.checkpoint)
@@ -249,7 +221,7 @@ def _encode_all(job: Job, writer: BundleWriter, watcher: Watcher) -> None:
     watcher.advance(sum(p.weight_count for p in finished))
     for planned in job.plan.tensors:
         if planned.tensor.name not in writer.finished:
-            encode = _keep if planned.tensor.name in job.kept else _encode
+            encode = _keep if planned.tensor.name in job.kept.names else _encode
             error = encode(job.weights, planned, writer, watcher)
             writer.done(planned.tensor.name, {"rms": error})
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from edge.formats import F32, Format
-from edge.graph import Graph, Tensor
+from edge.graph import Graph, Role, Tensor
 from edge.planes import parts_of
 
 # What weights become that are floats in the source, unless told.
@@ -35,6 +35,18 @@ class Formats:
         given = None if head is None else Format.parse(head)
         top = given or (chosen and _default_head(chosen))
         return Formats(chosen, top, top if embedding is None else Format.parse(embedding))
+
+    def of(self, role: Role) -> Format | None:
+        """The format for tensors of a role; vectors stay float32."""
+        match role:
+            case "linear":
+                return self.weights
+            case "head":
+                return self.head
+            case "embedding":
+                return self.embedding
+            case _:
+                return F32
 
     def filled(self) -> Formats:
         """For a source of floats: what is not given is chosen."""
@@ -125,22 +137,15 @@ def _series_name(name: str) -> str:
 
 
 def make_plan(graph: Graph, formats: Formats, stored: Mapping[str, Format] | None = None) -> Plan:
-    """Choose each tensor's format by its role; vectors stay float32.
+    """Choose each tensor's format by its role.
 
     `stored` is the source's own format of a matrix, for roles whose format is not given.
     """
     if stored is None:
         formats, stored = formats.filled(), {}
-    by_role = {
-        "linear": formats.weights,
-        "head": formats.head,
-        "embedding": formats.embedding,
-        "vector": F32,
-        "constant": F32,
-    }
     return Plan(
         tuple(
-            PlannedTensor(t, by_role[t.role] or stored.get(t.name, DEFAULT_WEIGHTS))
+            PlannedTensor(t, formats.of(t.role) or stored.get(t.name, DEFAULT_WEIGHTS))
             for t in graph.tensors
         )
     )

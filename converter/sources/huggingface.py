@@ -79,6 +79,11 @@ class Checkpoint:
     def codes(self, name: str, first: int, last: int) -> Quantized:
         raise NotImplementedError(f"{name} is floats")
 
+    def raw(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        """Rows first..last of a tensor as they are stored; bfloat16 as uint16."""
+        end = self.shape(name)[0] if last is None else last
+        return self._shard(name).read(name, first, end)
+
     def shard_of(self, name: str) -> str:
         """File name of the shard that holds a tensor."""
         return self._shard(name).path.name

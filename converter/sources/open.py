@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from converter.models.config import Config
+from converter.sources.awq import Awq
+from converter.sources.bitnet import PackedBitnet
+from converter.sources.compressed_tensors import CompressedTensors
 from converter.sources.gguf import GgufFile
-from converter.sources.huggingface import open_checkpoint
+from converter.sources.gptq import Gptq
+from converter.sources.huggingface import Checkpoint, open_checkpoint
+from converter.sources.packed import PackedCheckpoint, Packing
 from converter.sources.source import Source
 from edge.errors import SourceNotFound, UsageError
 
@@ -22,7 +28,7 @@ def open_source(source: str | Path, revision: str | None = None) -> Source:
     if path.is_dir() and not (path / "config.json").is_file():
         path = _only_gguf(path) or path
     if not path.is_file():
-        return open_checkpoint(source, revision)
+        return _unpacked(open_checkpoint(source, revision))
     if revision is not None:
         raise UsageError(
             f"revision {revision!r} of {path}, which is a file here", "leave --revision out"
@@ -35,6 +41,32 @@ def open_source(source: str | Path, revision: str | None = None) -> Source:
     if path.suffix.lower() == ".safetensors":
         raise SourceNotFound(f"{path} is a file", "give the folder that holds config.json")
     return GgufFile(path)
+
+
+def _unpacked(checkpoint: Checkpoint) -> Source:
+    """A checkpoint as it is, or behind the reader of its packing. Raises UnsupportedMath."""
+    config = dict(checkpoint.config)
+    key = "quantization_config"
+    if key not in config and (older := checkpoint.read_json("quantize_config.json")):
+        config[key] = {"quant_method": "gptq", **older}  # AutoGPTQ before Transformers knew it
+    if not isinstance(config.get(key), dict):
+        return checkpoint
+    section = Config(config[key], f"{key}.")
+    packing: Packing
+    match config[key].get("quant_method"):
+        case "gptq":
+            packing = Gptq.parse(section)
+        case "awq":
+            packing = Awq.parse(section)
+        case "compressed-tensors":
+            packing = CompressedTensors.parse(section)
+        case "bitnet":  # its model file reads the section: activations depend on it
+            packing = PackedBitnet()
+            return PackedCheckpoint(checkpoint, packing, config)
+        case _:
+            raise section.unsupported("quant_method", "need gptq, awq, compressed-tensors, bitnet")
+    del config[key]
+    return PackedCheckpoint(checkpoint, packing, config)
 
 
 def _only_gguf(folder: Path) -> Path | None:

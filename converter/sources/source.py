@@ -24,13 +24,15 @@ class Stored:
     """How a source stores a tensor.
 
     `kind` is the source's own word for it ("BF16", "Q4_K", "GPTQ"); `form` the format of a bundle
-    that loses nothing of it, or as good as nothing. With `codes`, `form` holds the source's own
-    integers and scales exactly, and `Source.codes` reads them.
+    that loses nothing of it, or as good as nothing, None for integers that none holds (`why_not`).
+    With `codes`, `form` holds the source's own integers and scales exactly, and `Source.codes`
+    reads them.
     """
 
     kind: str
-    form: Format
+    form: Format | None
     codes: bool = False
+    why_not: str = ""
 
 
 class Source(Protocol):
