@@ -21,7 +21,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.kernels import activations, attention, elementwise, embedding, gemm, linear, rows
+from cpu.kernels import activations, attention, batch, elementwise, embedding, gemm, linear, rows
+from cpu.kernels.blocks import block_of
 from cpu.kernels.kernel import Kernel
 from edge.bundle import Bundle
 from edge.graph import (
@@ -43,8 +44,12 @@ from edge.planes import STEP, TILE, StoredTensor
 
 Spread = Literal["whole", "sliced", "split", "private"]
 
-# Rows up to which whole-row kernels are made by every thread in private.
+# Rows up to which whole-row kernels are made by every thread in private, and codes are expanded
+# anew for each.
 PRIVATE_ROWS = 2
+
+# Rows that are better off with integer dot products than on a matrix unit.
+FEW_ROWS = 16
 
 
 # Arguments that change from step to step.
@@ -277,7 +282,7 @@ class Lowering:
             self.matrix_linear(op, weight)
             return
         if weight.form.quantized:
-            x = self.quantize(op.x, linear.block_of(weight.form))
+            x = self.quantize(op.x, block_of(weight.form))
             self.quantized_linear(op, weight, x)
             return
         x = self.read(op.x)
@@ -299,7 +304,7 @@ class Lowering:
 
     def quantized_linear(self, op: Linear, weight: StoredTensor, x: Place) -> None:
         out = self.place(op.out, "sliced", taken=x.taken)
-        layout = activations.RowLayout(x.width, linear.block_of(weight.form))
+        layout = activations.RowLayout(x.width, block_of(weight.form))
         arguments: dict[str, int | Dynamic] = {
             "x": x.address,
             "bias": self.bias(op),
@@ -314,8 +319,13 @@ class Lowering:
             "row_sums": layout.sums,
             "x_private": x.private,
         }
-        kernel = linear.linear_kernel(weight.form)
-        self.call(kernel, arguments | self.weight_arguments(weight))
+        arguments |= self.weight_arguments(weight)
+        if self.private or (x.taken and self.max_rows > FEW_ROWS):
+            # of many rows the head is asked for one, hardly ever for more
+            self.call(linear.linear_kernel(weight.form), arguments)
+            return
+        panels = self.memory.address("panels of codes", batch.PANEL_BYTES * self.threads)
+        self.call(batch.batch_kernel(weight.form), arguments | {"panels": panels})
 
     def matrix_linear(self, op: Linear, weight: StoredTensor) -> None:
         """Many rows at once, in bfloat16."""

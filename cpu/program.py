@@ -9,16 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu.kernels.step import MEETING_BYTES
-from cpu.lowering import PRIVATE_ROWS, Lowered, Lowering, Memory
+from cpu.lowering import FEW_ROWS, PRIVATE_ROWS, Lowered, Lowering, Memory
 from cpu.native import Native
 from cpu.threads import Team
 from edge.bundle import Bundle
 from edge.graph import Rope
 from edge.kvcache import CacheFormat, KVCache
 from edge.target import Target
-
-# Rows that are better off with integer dot products than on a matrix unit.
-FEW_ROWS = 16
 
 # The longest chunk: enough rows to use each weight often, few enough for the caches.
 MAX_ROWS = 256

@@ -16,7 +16,8 @@ from cpu.codegen.isa import Isa
 from cpu.codegen.loops import Loop, find_loops, flattened
 from cpu.codegen.mca import Tool
 from cpu.codegen.tables import TABLES
-from cpu.kernels import activations, attention, elementwise, embedding, gemm, linear, rows
+from cpu.kernels import activations, attention, batch, elementwise, embedding, gemm, linear, rows
+from cpu.kernels.blocks import block_of
 from cpu.kernels.kernel import Kernel
 from edge.errors import LutraError
 from edge.formats import Format
@@ -93,7 +94,7 @@ def isas() -> list[Isa]:
 def subjects(isa: Isa, formats: Iterable[str] = FORMATS) -> list[Subject]:
     """What is reported of an instruction set."""
     parsed = [Format.parse(text) for text in formats]
-    made = [_linear(form) for form in parsed]
+    made = [_linear(form) for form in parsed] + [_batch(form, isa) for form in parsed]
     if isa.tiles is not None:
         made += [subject for form in parsed for subject in _gemm(form)]
     made += [
@@ -114,9 +115,16 @@ def _vectors(count: int = 1) -> Callable[[Isa, Loop], float]:
 
 
 def _linear(form: Format) -> Subject:
-    block = linear.block_of(form) * TILE
+    block = block_of(form) * TILE
     count = _products(activations.TERMS)
     return Subject(f"linear {form}", linear.linear_kernel(form), "weights", count, block)
+
+
+def _batch(form: Format, isa: Isa) -> Subject:
+    """Many rows by integer dot products: those whose accumulators are in registers together."""
+    rows, kernel = isa.together[0], batch.batch_kernel(form)
+    count = _products(activations.TERMS * rows)
+    return Subject(f"batch {form}, multiply {rows} rows", kernel, "weights", count)
 
 
 def _gemm(form: Format) -> list[Subject]:

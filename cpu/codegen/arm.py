@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from cpu.codegen.isa import CodeLayout, DotProduct, Isa, byte_layout
+from cpu.codegen.isa import CodeLayout, DotProduct, Expansion, Isa, byte_layout
 from cpu.codegen.language import I16, I32, Code, Value
 from cpu.codegen.transpose import expand_transposed, transposed_layout
 
@@ -115,8 +115,9 @@ def _isa(
         features=features + _SCHEDULING,
         tuning=_TUNING,
         vector_bytes=_VECTOR_BYTES,
-        layout=layout,
-        expand=_expand,
+        few=Expansion(layout, _expand),
+        many=Expansion(layout, _expand),
+        together=(2, 4),
         dot=dot,
         dot_bytes=dot_bytes,
         dots_by_lane=True,

@@ -57,6 +57,14 @@ class Expander(Protocol):
     def __call__(self, code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[Value]: ...
 
 
+@dataclass(frozen=True)
+class Expansion:
+    """How codes are expanded: by number of bits where they come out, and what brings them there."""
+
+    layout: Callable[[int], CodeLayout]
+    expand: Expander
+
+
 class DotProduct(Protocol):
     """accumulator[j] += sum of codes[4j..4j+3] * activations[4j..4j+3]; bytes by i8 into i32."""
 
@@ -83,15 +91,37 @@ class Tiles:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How weights are best read from memory: as so many streams, and lines asked for ahead in each.
+
+    Processors fetch ahead by themselves within a page and for a stream or two; how much more they
+    must be asked for differs. Measured on the 1.8B shape at 4 bits, GB/s of one thread and of two,
+    where a plain sum of the memory reads 31 and 38 on the first and 19 and 35 on the second:
+
+    | streams, ahead   | Zen 5     | Sapphire Rapids |
+    | ---------------- | --------- | --------------- |
+    | 1, not asked for | 17 and 21 | 19 (two)        |
+    | 4, 1 KB          | 11 and 18 | 12 and 23       |
+    | 1, 4 KB          | 25 and 29 |                 |
+    | 1, 8 KB          | 30 and 29 |                 |
+    """
+
+    streams: int = 1
+    ahead_bytes: int = 8192
+
+
+@dataclass(frozen=True)
 class Isa:
     """One instruction set with its features.
 
     `triple`, `processor` and `features` are LLVM's, and `tuning` the processor whose times it
     schedules for, where that is another; `data_layout` is LLVM's too, and needed where pointers are
     not of 64 bits. `vector_bytes` is the width of a vector register.
-    `layout` tells for a number of bits what `expand` makes and `dot` takes; at 8 bits there is
+    Codes are expanded for `dot` in one of two ways: `few` costs least where each code is used for a
+    row or two, `many` gives what is used for many rows the fewest accumulators. At 8 bits there is
     nothing to expand, and `dot_bytes` takes the codes as they are stored. `dots_by_lane` says that
-    they can take 4 activations out of a vector, so that these are loaded together.
+    they can take 4 activations out of a vector, so that these are loaded together. For many rows,
+    the accumulators of `together` rows and slots are in registers at a time.
     """
 
     name: str
@@ -99,11 +129,13 @@ class Isa:
     processor: str
     features: str
     vector_bytes: int
-    layout: Callable[[int], CodeLayout]
-    expand: Expander
+    few: Expansion
+    many: Expansion
+    together: tuple[int, int]
     dot: DotProduct
     dot_bytes: DotProduct
     pause: Callable[[Code], None]
+    reading: Reading = Reading()
     tuning: str = ""
     data_layout: str = ""
     dots_by_lane: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from cpu.codegen.isa import CodeLayout, Isa, Tiles, byte_layout
+from cpu.codegen.isa import CodeLayout, Expansion, Isa, Reading, Tiles, byte_layout
 from cpu.codegen.language import I8, I32, I64, POINTER, Code, Value
 from cpu.codegen.transpose import padded_bits, unpack_lanes
 
@@ -81,6 +81,36 @@ def _unpacked_rows(order: list[int], half: int) -> list[int]:
     return [order[block * per_block + half * taken + i] for block in range(4) for i in range(taken)]
 
 
+def spread_nibbles(code: Code, nibbles: Value) -> Value:
+    """One permute of a 16-entry table of words, which uses the low 4 bits of each index."""
+    words = [sum(((n >> bit) & 1) << (8 * bit) for bit in range(4)) for n in range(16)]
+    table = code.constant(I32.of(16), words)
+    return code.intrinsic("llvm.x86.avx512.permvar.si.512", I32.of(16), table, nibbles)
+
+
+def _expand_words(code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[Value]:
+    """Codes in the order of 8-bit ones, which is that of rows: a lookup for a plane's nibbles.
+
+    27 vector instructions for 64 weights at 2 bits, 51 at 4.
+    """
+    for half in range(2):
+        for first in range(0, 64, 16):
+            words = code.constant(I32.of(16), 0)
+            for place, plane in enumerate(planes):
+                rows = plane[0].shuffle(range(first, first + 16)).to(I32, unsigned=True)
+                words = words | (spread_nibbles(code, rows >> (4 * half)) << place)
+            yield words.cast(I8.of(64))
+
+
+def _words_layout(bits: int) -> CodeLayout:
+    """Each row in one lane, which takes half the accumulators of `_gfni_layout`."""
+    del bits
+    return byte_layout(64)
+
+
+WORDS = Expansion(_words_layout, _expand_words)
+
+
 def _configure_tiles(code: Code) -> None:
     """Eight tiles of 16 rows of 64 bytes, by a configuration that is built on the stack."""
     size = 64
@@ -109,44 +139,39 @@ def _store_tile(code: Code, tile: int, pointer: Value, stride: Value) -> None:
     code.intrinsic("llvm.x86.tilestored64", None, tile, pointer, stride)
 
 
-def _spread_nibbles(code: Code, nibbles: Value) -> Value:
-    """One permute of a 16-entry table of words, which uses the low 4 bits of each index."""
-    words = [sum(((n >> bit) & 1) << (8 * bit) for bit in range(4)) for n in range(16)]
-    table = code.constant(I32.of(16), words)
-    return code.intrinsic("llvm.x86.avx512.permvar.si.512", I32.of(16), table, nibbles)
-
-
 _TILES = Tiles(
     configure=_configure_tiles,
     release=_release_tiles,
     load=_load_tile,
     dot=_dot_tiles,
     store=_store_tile,
-    spread=_spread_nibbles,
+    spread=spread_nibbles,
 )
 
 _AVX512 = "+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512vnni,+avx512vbmi,+gfni,+fma,+f16c,+bmi2"
 _AMX = ",+amx-tile,+amx-bf16,+amx-int8,+avx512bf16"
 
 
-def _isa(name: str, processor: str, features: str, *, tiles: Tiles | None) -> Isa:
+def _isa(name: str, processor: str, features: str, reading: Reading, *, tiles: Tiles | None) -> Isa:
     return Isa(
         name=name,
         triple=TRIPLE,
         processor=processor,
         features=features,
         vector_bytes=64,
-        layout=_gfni_layout,
-        expand=_expand_gfni,
+        few=Expansion(_gfni_layout, _expand_gfni),
+        many=WORDS,
+        together=(4, 2),
         dot=_dot_vnni,
         dot_bytes=_dot_vnni,
         pause=pause,
+        reading=reading,
         tiles=tiles,
     )
 
 
 # By the feature that a target must name, the least first.
 TABLES: dict[str, Isa] = {
-    "vnni": _isa("x86-vnni", "icelake-server", _AVX512, tiles=None),
-    "amx": _isa("x86-amx", "sapphirerapids", _AVX512 + _AMX, tiles=_TILES),
+    "vnni": _isa("x86-vnni", "icelake-server", _AVX512, Reading(), tiles=None),
+    "amx": _isa("x86-amx", "sapphirerapids", _AVX512 + _AMX, Reading(4, 1024), tiles=_TILES),
 }

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from cpu.codegen.isa import CodeLayout, Isa, byte_layout
+from cpu.codegen.isa import CodeLayout, Expansion, Isa, byte_layout
 from cpu.codegen.language import I1, I8, I16, I64, Code, Value
 from cpu.codegen.transpose import expand_transposed, transposed_layout
-from cpu.codegen.x86 import TRIPLE, pause
+from cpu.codegen.x86 import TRIPLE, WORDS, pause
 
 _AVX2_BYTES, _AVX512_BYTES = 32, 64
 _PAIRS = {_AVX2_BYTES: "llvm.x86.avx2.pmadd.ub.sw", _AVX512_BYTES: "llvm.x86.avx512.pmaddubs.w.512"}
@@ -77,6 +77,8 @@ def _dot_bytes(code: Code, accumulator: Value, codes: Value, activations: Value)
     return accumulator
 
 
+_TRANSPOSED = Expansion(_avx2_layout, _avx2_expand)
+
 # By the feature that a target must name, the least first.
 TABLES: dict[str, Isa] = {
     "avx2": Isa(
@@ -85,8 +87,9 @@ TABLES: dict[str, Isa] = {
         processor="haswell",
         features="+avx2,+fma,+f16c",
         vector_bytes=_AVX2_BYTES,
-        layout=_avx2_layout,
-        expand=_avx2_expand,
+        few=_TRANSPOSED,
+        many=_TRANSPOSED,
+        together=(1, 2),
         dot=_dot,
         dot_bytes=_dot_bytes,
         pause=pause,
@@ -97,8 +100,9 @@ TABLES: dict[str, Isa] = {
         processor="skylake-avx512",
         features="+avx512f,+avx512bw,+avx512vl,+avx512dq,+fma,+f16c",
         vector_bytes=_AVX512_BYTES,
-        layout=_mask_layout,
-        expand=_mask_expand,
+        few=Expansion(_mask_layout, _mask_expand),
+        many=WORDS,
+        together=(4, 2),
         dot=_dot,
         dot_bytes=_dot_bytes,
         pause=pause,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import get_args
 
-from cpu.kernels import activations, attention, elementwise, embedding, gemm, linear, rows
+from cpu.kernels import activations, attention, batch, elementwise, embedding, gemm, linear, rows
 from cpu.kernels.kernel import Kernel
 from edge.formats import GROUPS, Format
 from edge.graph import GateFunction
@@ -44,5 +44,5 @@ def _of_format(form: Format, *, matrix_unit: bool) -> list[Kernel]:
     kernels = [embedding.embedding_kernel(form)]
     if not form.quantized:
         return [*kernels, linear.float_linear_kernel(form)]
-    kernels.append(linear.linear_kernel(form))
+    kernels += [linear.linear_kernel(form), batch.batch_kernel(form)]
     return [*kernels, gemm.gemm_kernel(form)] if matrix_unit else kernels

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cpu.codegen.isa import CodeLayout, Isa
+from cpu.codegen.isa import CodeLayout, Expansion, Isa
 from cpu.codegen.language import Code, Value
 from edge.errors import UnknownTarget
 from edge.target import Target
@@ -60,8 +60,9 @@ def table(version: int) -> Hexagon:
         features=features,
         data_layout=_DATA_LAYOUT,
         vector_bytes=VECTOR_BYTES,
-        layout=_no_layout,
-        expand=_no_codes,
+        few=Expansion(_no_layout, _no_codes),
+        many=Expansion(_no_layout, _no_codes),
+        together=(1, 1),
         dot=_no_dot,
         dot_bytes=_no_dot,
         pause=_no_pause,

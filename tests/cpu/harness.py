@@ -13,8 +13,9 @@ from cpu.codegen.image import Image, link_image
 from cpu.codegen.isa import Isa
 from cpu.codegen.language import I8, I32, Code
 from cpu.codegen.tables import isa_for
-from cpu.kernels import activations, linear
+from cpu.kernels import activations, batch, linear
 from cpu.kernels.activations import PEAK, RowLayout
+from cpu.kernels.blocks import block_of
 from cpu.kernels.kernel import Arguments, Kernel, Thread
 from edge.formats import Format
 from edge.planes import STEP, TILE, Quantized, pack, pack_planes, tile_count
@@ -45,8 +46,9 @@ def isa_of(target: str) -> Isa:
 
 
 def kernels_of(form: Format) -> list[Kernel]:
-    """The kernels that a linear case calls."""
-    return [activations.quantize_kernel(linear.block_of(form)), linear.linear_kernel(form)]
+    """The kernels that a linear case calls: it quantizes, then multiplies by either."""
+    quantize = activations.quantize_kernel(block_of(form))
+    return [quantize, linear.linear_kernel(form), batch.batch_kernel(form)]
 
 
 def object_of(isa: Isa, kernels: Sequence[Kernel]) -> bytes:
@@ -81,30 +83,39 @@ def random_weights(form: Format, rows: int, width: int, rng: np.random.Generator
 
 
 def linear_case(
-    form: Format, weights: Quantized, x: Rows, *, threads: int = 1, private: int = 0
+    form: Format,
+    weights: Quantized,
+    x: Rows,
+    *,
+    threads: int = 1,
+    private: int = 0,
+    many: bool = False,
 ) -> Case:
-    """Quantize x [batch, width], multiply, add a bias; outputs to within rounding of float32.
+    """Quantize x [count, width], multiply, add a bias; outputs to within rounding of float32.
 
-    `private` is the bytes from a thread's copy of the quantized rows to the next.
+    `private` is the bytes from a thread's copy of the quantized rows to the next; `many` takes the
+    kernel for many rows.
     """
     rows, width = weights.codes.shape
-    batch, tiles, block = len(x), tile_count(rows), linear.block_of(form)
+    count, tiles, block = len(x), tile_count(rows), block_of(form)
     layout = RowLayout(width, block)
     parts = pack(form, weights)
     bias = np.linspace(-1, 1, tiles * TILE, dtype=np.float32)
-    quantize, multiply = kernels_of(form)
+    quantize, few_rows, many_rows = kernels_of(form)
+    multiply = many_rows if many else few_rows
     buffers = {
         # readable past its end by a vector
         "x": np.pad(x.reshape(-1), (0, 16), constant_values=np.float32(np.nan)),
-        "quantized": np.zeros((batch, layout.byte_count), np.uint8),
+        "quantized": np.zeros((count, layout.byte_count), np.uint8),
         "codes": parts["codes" if form.bits == 8 else "planes"],
         "scales": parts["scales"],
         "zeros": parts.get("zeros", np.zeros(1, np.uint8)),
         "bias": bias,
-        "out": np.full((batch, tiles * TILE), np.nan, np.float32),
+        "panels": np.zeros((threads, batch.PANEL_BYTES), np.uint8),
+        "out": np.full((count, tiles * TILE), np.nan, np.float32),
     }
     shared: dict[str, int | str] = {
-        "rows": batch,
+        "rows": count,
         "width": width,
         "padded": layout.padded,
         "private": private,
@@ -129,10 +140,10 @@ def linear_case(
         "out_stride": 4 * tiles * TILE,
         "tiles": tiles,
     }
-    second |= {name: name for name in ("codes", "scales", "zeros", "bias")}
+    second |= {name: name for name in ("codes", "scales", "zeros", "bias", "panels")}
     wanted = linear.linear(form, weights, x).astype(np.float64) + bias[:rows]
     return Case(
-        name=f"{form} {rows}x{width} batch {batch} threads {threads}",
+        name=f"{form} {rows}x{width} count {count} threads {threads}",
         buffers=buffers,
         calls=[
             call(quantize, shared | first),
@@ -142,21 +153,22 @@ def linear_case(
         expected={"quantized": quantized_rows(x, block)},
         near={"out": wanted},
         bounds={"out": 2.0**-24 * (layout.blocks + 8) * (magnitudes(form, weights, x) + 1)},
+        scratch=["panels"],
     )
 
 
-def whole_numbers(form: Format, rng: np.random.Generator) -> Case:
+def whole_numbers(form: Format, rng: np.random.Generator, *, many: bool = False) -> Case:
     """One block of weights with scale 1, and x such that nothing needs to be rounded.
 
     x has one value of the largest size, which makes its scale 1, among small ones that reach over
     both bytes, so that all sums stay under 2^24.
     """
-    width = min(linear.block_of(form), 100)
+    width = min(block_of(form), 100)
     weights = random_weights(form, 70, width, rng)
     weights = Quantized(weights.codes, np.ones_like(weights.scales), weights.zeros)
     x = rng.integers(-200, 200, (2, width)).astype(np.float32)
     x[:, 17] = PEAK, -PEAK
-    case = linear_case(form, weights, x)
+    case = linear_case(form, weights, x, many=many)
     case.buffers["bias"][:] = 0
     zeros = np.array(form.zero) if weights.zeros is None else weights.zeros.astype(np.int64)
     products = x.astype(np.int64) @ (weights.codes.astype(np.int64) - zeros).T
@@ -202,9 +214,12 @@ def call(kernel: Kernel, values: dict[str, int | str]) -> Call:
     return Call(kernel.name, tuple(values[name] for name in kernel.slots))
 
 
-def expand_case(isa: Isa, bits: int, rng: np.random.Generator) -> tuple[Case, list[Kernel]]:
+def expand_case(
+    isa: Isa, bits: int, rng: np.random.Generator, *, many: bool = False
+) -> tuple[Case, list[Kernel]]:
     """Planes of one layout's rows by 8 weights, expanded to what the layout says."""
-    layout, size = isa.layout(bits), isa.vector_bytes
+    expansion = isa.many if many else isa.few
+    layout, size = expansion.layout(bits), isa.vector_bytes
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         del thread
@@ -215,10 +230,10 @@ def expand_case(isa: Isa, bits: int, rng: np.random.Generator) -> tuple[Case, li
             ]
             for plane in range(bits)
         ]
-        for place, vector in enumerate(isa.expand(code, planes)):
+        for place, vector in enumerate(expansion.expand(code, planes)):
             code.store(vector, a.pointer("out"), place * size)
 
-    kernel = Kernel(f"expand_{bits}", ("planes", "out"), body)
+    kernel = Kernel(f"expand_{bits}_{'many' if many else 'few'}", ("planes", "out"), body)
     codes = rng.integers(0, 1 << bits, (TILE, STEP), np.uint8)
     wanted = np.zeros((len(layout.slots), isa.lanes, 4), np.int64)
     for place, slot in enumerate(layout.slots):
@@ -227,7 +242,7 @@ def expand_case(isa: Isa, bits: int, rng: np.random.Generator) -> tuple[Case, li
             taken = codes[row, 4 * half : 4 * half + 4].astype(np.int64)
             wanted[place, lane] = (taken - layout.offset) * layout.factors[slot]
     case = Case(
-        f"expand {isa.name} {bits}",
+        f"{kernel.name} {isa.name}",
         {"planes": pack_planes(codes, bits), "out": np.zeros(wanted.shape, np.uint8)},
         [call(kernel, {"planes": "planes", "out": "out"})],
         expected={"out": wanted.astype(np.uint8)},
@@ -255,7 +270,7 @@ def dot_case(isa: Isa, rng: np.random.Generator, *, whole: bool) -> tuple[Case, 
     for place, (c, v) in enumerate([(most, 127), (most, -128), (0, -128), (0, 127)]):
         codes[place], x[place] = c, v
     start = rng.integers(-(2**20), 2**20, (count, lanes), np.int32)
-    offset = isa.layout(8).offset if whole else 0
+    offset = isa.few.layout(8).offset if whole else 0
     products = ((codes.astype(np.int32) - offset) * x).sum(axis=2, dtype=np.int32)
     case = Case(
         f"{kernel.name} {isa.name}",

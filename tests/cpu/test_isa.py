@@ -48,9 +48,10 @@ def test_other_targets_are_refused_with_a_reason(target: str, reason: str) -> No
 
 @pytest.mark.parametrize("target", [*X86, *ARM])
 @pytest.mark.parametrize("bits", [*BITS, 8])
-def test_layouts_hold_every_row_once_and_divide_a_tile(target: str, bits: int) -> None:
+@pytest.mark.parametrize("rows", ["few", "many"])
+def test_layouts_hold_every_row_once_and_divide_a_tile(target: str, bits: int, rows: str) -> None:
     isa = isa_of(target)
-    layout = isa.layout(bits)
+    layout = (isa.many if rows == "many" else isa.few).layout(bits)
     lanes_of_a_row = 2 if layout.alternating else 1
     held = [row for rows in layout.rows for row in rows]
     assert sorted(held) == sorted(list(range(layout.row_count)) * lanes_of_a_row)
@@ -61,9 +62,10 @@ def test_layouts_hold_every_row_once_and_divide_a_tile(target: str, bits: int) -
 
 @pytest.mark.parametrize("target", runnable())
 @pytest.mark.parametrize("bits", BITS)
-def test_planes_are_expanded_as_the_layout_says(target: str, bits: int) -> None:
+@pytest.mark.parametrize("rows", ["few", "many"])
+def test_planes_are_expanded_as_the_layout_says(target: str, bits: int, rows: str) -> None:
     isa = isa_of(target)
-    case, kernels = expand_case(isa, bits, np.random.default_rng(bits))
+    case, kernels = expand_case(isa, bits, np.random.default_rng(bits), many=rows == "many")
     check(case, run(loaded(isa, kernels), case))
 
 

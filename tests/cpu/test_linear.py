@@ -29,48 +29,56 @@ TARGETS = runnable()
 every_target = pytest.mark.parametrize("target", TARGETS)
 every_format = pytest.mark.parametrize("form", FORMATS)
 
+# The kernel that expands codes for every row, and the one that does so once for all.
+either_kernel = pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
+
 SHAPES = {"rows": st.integers(1, 150), "width": st.integers(1, 300), "batch": st.integers(1, 5)}
 
 
 @every_target
 @every_format
+@either_kernel
 @settings(max_examples=10)
 @given(threads=st.integers(1, 3), seed=st.integers(0, 99), **SHAPES)
 def test_any_shape_is_as_the_twin(
-    target: str, form: str, rows: int, width: int, batch: int, threads: int, seed: int
+    target: str, form: str, many: bool, rows: int, width: int, batch: int, threads: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     weights = random_weights(Format.parse(form), rows, width, rng)
     x = rng.normal(size=(batch, width)).astype(np.float32)
-    case = linear_case(Format.parse(form), weights, x, threads=threads)
+    case = linear_case(Format.parse(form), weights, x, threads=threads, many=many)
     check(case, run(linear_functions(target, form), case))
 
 
 @every_target
 @every_format
-def test_integers_are_exact(target: str, form: str) -> None:
-    case = whole_numbers(Format.parse(form), np.random.default_rng(5))
+@either_kernel
+def test_integers_are_exact(target: str, form: str, many: bool) -> None:
+    case = whole_numbers(Format.parse(form), np.random.default_rng(5), many=many)
     check(case, run(linear_functions(target, form), case))
 
 
 @every_target
 @every_format
+@either_kernel
 @pytest.mark.parametrize("code", ["least", "most"])
-def test_the_largest_sums_do_not_overflow(target: str, form: str, code: str) -> None:
+def test_the_largest_sums_do_not_overflow(target: str, form: str, many: bool, code: str) -> None:
     parsed = Format.parse(form)
     weights = random_weights(parsed, 64, 256, np.random.default_rng(6))
     weights.codes[:] = 0 if code == "least" else parsed.levels - 1
     x = np.full((2, 256), PEAK, np.float32) * np.array([[1], [-1]], np.float32)
-    case = linear_case(parsed, weights, x)
+    case = linear_case(parsed, weights, x, many=many)
     check(case, run(linear_functions(target, form), case))
 
 
 @every_target
 @every_format
-def test_a_long_row_stays_with_the_twin(target: str, form: str) -> None:
+@either_kernel
+def test_a_long_row_stays_with_the_twin(target: str, form: str, many: bool) -> None:
     rng = np.random.default_rng(7)
     weights = random_weights(Format.parse(form), 64, 11008, rng)
-    case = linear_case(Format.parse(form), weights, rng.normal(size=(1, 11008)).astype(np.float32))
+    x = rng.normal(size=(1, 11008)).astype(np.float32)
+    case = linear_case(Format.parse(form), weights, x, many=many)
     check(case, run(linear_functions(target, form), case))
 
 
@@ -83,12 +91,14 @@ def run_walled(target: str, form: str, case: Case) -> None:
 
 @every_target
 @pytest.mark.parametrize("form", ["w2g64", "w3g64", "w4g32a", "w8g64", "w8gc", "ternary"])
+@either_kernel
 @pytest.mark.parametrize("width", [1, 4, 100, 123, 260])
-def test_weights_at_the_end_of_a_mapping(target: str, form: str, width: int) -> None:
+def test_weights_at_the_end_of_a_mapping(target: str, form: str, many: bool, width: int) -> None:
     """The last tensor of a file ends where its pages end: nothing behind it may be read."""
     rng = np.random.default_rng(8)
     weights = random_weights(Format.parse(form), 64, width, rng)
-    case = linear_case(Format.parse(form), weights, rng.normal(size=(1, width)).astype(np.float32))
+    x = rng.normal(size=(1, width)).astype(np.float32)
+    case = linear_case(Format.parse(form), weights, x, many=many)
     linear_functions(target, form)
     child = multiprocessing.get_context("fork").Process(
         target=run_walled, args=(target, form, case)

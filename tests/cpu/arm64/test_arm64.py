@@ -110,14 +110,16 @@ def describe(plain: Path, root: Path, flags: str) -> None:
 def cases_of(target: str) -> tuple[list[Case], list[Kernel]]:
     """Everything that is compared on a target, and the kernels that it takes."""
     isa, rng = isa_of(target), np.random.default_rng(11)
-    pairs = [expand_case(isa, bits, rng) for bits in (2, 3, 4)]
+    pairs = [expand_case(isa, bits, rng, many=many) for bits in (2, 3, 4) for many in (False, True)]
     pairs += [dot_case(isa, rng, whole=whole) for whole in (False, True)]
     for form in map(Format.parse, FORMATS):
-        made = [whole_numbers(form, rng)]
+        made = [whole_numbers(form, rng, many=many) for many in (False, True)]
         for rows, width, batch, threads in SHAPES:
             x = rng.normal(size=(batch, width)).astype(np.float32)
             weights = random_weights(form, rows, width, rng)
-            made.append(linear_case(form, weights, x, threads=threads))
+            made += [
+                linear_case(form, weights, x, threads=threads, many=many) for many in (False, True)
+            ]
         pairs += [(case, kernels_of(form)) for case in made]
     for form in (Format.parse("f16"), Format.parse("f32")):
         kernel = linear.float_linear_kernel(form)

@@ -1,0 +1,151 @@
+"""Linear projections of many rows with integer dot products: codes are expanded once for all rows.
+
+The three stages of T-MAN's prefill (arXiv 2511.11248, section 4.2) on a vector unit: the codes of
+the next panel, 64 outputs by 256 inputs, are asked for; those of this one are expanded by lookup
+into the first-level cache; all rows are multiplied with them, some rows by some outputs at a time,
+whose sums stay in registers until the panel ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cpu.codegen.language import F32, I8, Code, Value
+from cpu.kernels import linear
+from cpu.kernels.activations import TERMS
+from cpu.kernels.blocks import Outputs, Shape, Terms
+from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
+from edge.formats import Format
+from edge.planes import STEP, TILE
+
+# Inputs of a panel: its codes, a byte each, are 16 KB.
+PANEL = 256
+
+# A thread has one.
+PANEL_BYTES = PANEL * TILE
+
+SLOTS = (*linear.SLOTS, "panels")
+
+_LINE = 64
+
+
+def batch_kernel(form: Format) -> Kernel:
+    """y float32 [rows, outputs] of quantized rows, as `linear.linear_kernel` (its twin is ours)."""
+    shape = Shape(form)
+
+    def body(code: Code, a: Arguments, thread: Thread) -> None:
+        first, last = thread.share(a.integer("tiles"))
+        with code.loop(first, last) as tile:
+            _Tile(code, a, thread, tile, shape).run()
+
+    return Kernel(f"batch_{form}", SLOTS, body)
+
+
+class _Tile(Outputs):
+    """Writes the code for 64 outputs of all rows. Until the last panel, `out` holds sums."""
+
+    def __init__(self, code: Code, a: Arguments, thread: Thread, tile: Value, shape: Shape) -> None:
+        super().__init__(code, a, tile, shape, code.isa.many)
+        assert not self.layout.alternating
+        self.rows = a.integer("rows")
+        self.x = code.offset(a.pointer("x"), a.integer("x_private") * thread.index)
+        self.panel = code.offset(a.pointer("panels"), thread.index * PANEL_BYTES)
+        self.slots = range(len(self.layout.rows))
+        self.step_bytes = self.layout.row_count * STEP
+
+    def run(self) -> None:
+        code, per_panel = self.code, PANEL // self.shape.block
+        zero = code.constant(F32.of(code.isa.lanes), 0.0)
+        with code.loop(0, self.rows) as row:
+            for place in self.places():
+                code.store(zero, self.out(row, *place))
+        with code.loop(0, self.blocks, per_panel) as first:
+            last = minimum(first + per_panel, self.blocks)
+            for part in self.parts:
+                self.expand_panel(first * self.shape.steps, self.end_of(last - 1), part)
+                self.multiply(first, last, part)
+        with code.loop(0, self.rows) as row:
+            for part in self.parts:
+                self.finish(row, part, [self.sums(row, part, slot) for slot in self.slots])
+
+    def end_of(self, block: Value) -> Value:
+        """The step after a block's last."""
+        return minimum((block + 1) * self.shape.steps, self.steps)
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        return ((part, slot) for part in self.parts for slot in self.slots)
+
+    def out(self, row: Value, part: int, slot: int) -> Value:
+        """Where an accumulator's lanes are summed up, in the order that they have."""
+        offset = self.tile * (4 * TILE) + 4 * (part + slot * self.code.isa.lanes)
+        return self.code.offset(self.a.pointer("out"), row * self.a.integer("out_stride") + offset)
+
+    def sums(self, row: Value, part: int, slot: int) -> Value:
+        return self.code.load(F32.of(self.code.isa.lanes), self.out(row, part, slot))
+
+    def expand_panel(self, first: Value, last: Value, part: int) -> None:
+        """Codes of some steps, and lines of those that as many steps later."""
+        code, size = self.code, self.code.isa.vector_bytes
+        with code.loop(first, last) as index:
+            place = (index - first) * self.step_bytes
+            for i, vector in enumerate(self.vectors(index, part, tail=True)):
+                code.store(vector, self.panel, place + i * size)
+            ahead = (index + PANEL // STEP) * self.shape.step_bytes
+            for line in range(0, self.shape.step_bytes, _LINE):
+                code.prefetch(self.codes, ahead + line)
+
+    def multiply(self, first: Value, last: Value, part: int) -> None:
+        """Add the blocks of a panel to the sums of all rows."""
+        code = self.code
+        together, slots_together = code.isa.together
+        whole = self.rows - self.rows % together
+        groups = [
+            self.slots[i : i + slots_together] for i in range(0, len(self.slots), slots_together)
+        ]
+        for rows, start, stop in ((together, 0, whole), (1, whole, self.rows)):
+            with code.loop(start, stop, rows) as row:
+                for slots in groups:
+                    self.multiply_some([row + i for i in range(rows)], (first, last), part, slots)
+
+    def multiply_some(
+        self, rows: Sequence[Value], blocks: tuple[Value, Value], part: int, slots: Sequence[int]
+    ) -> None:
+        """The same for some rows and slots, which stay in registers."""
+        code, (first, last) = self.code, blocks
+        xs = [code.offset(self.x, row * self.a.integer("x_stride")) for row in rows]
+        sums = [[code.variable(self.sums(row, part, slot)) for slot in slots] for row in rows]
+        with code.loop(first, last) as block:
+            terms = [self.start(x, block, slots) for x in xs]
+            begin = block * self.shape.steps
+            with code.loop(begin, self.end_of(block)) as index:
+                place = (index - first * self.shape.steps) * self.step_bytes
+                self.step(xs, index, place, slots, terms)
+            scales = self.weight_scales(block, part, slots)
+            for x, row_terms, totals in zip(xs, terms, sums, strict=True):
+                self.add_scaled(x, (block, part), row_terms, slots, scales, totals)
+        for row, totals in zip(rows, sums, strict=True):
+            for slot, total in zip(slots, totals, strict=True):
+                code.store(total.get(), self.out(row, part, slot))
+
+    def step(
+        self,
+        xs: Sequence[Value],
+        index: Value,
+        place: Value,
+        slots: Sequence[int],
+        terms: Sequence[Terms],
+    ) -> None:
+        """Dot products of 8 weights of some slots, which the panel has at `place`."""
+        code, size = self.code, self.code.isa.vector_bytes
+        dot = code.isa.dot_bytes if self.form.bits == 8 else code.isa.dot
+        taken = [
+            [self.activations(x, index * STEP + self.a.integer("padded") * t) for t in range(TERMS)]
+            for x in xs
+        ]
+        for i, slot in enumerate(self.layout.slots):
+            if slot in slots:
+                vector = code.load(I8.of(size), self.panel, place + i * size)
+                for row_terms, row_taken in zip(terms, taken, strict=True):
+                    for dots, values in zip(row_terms, row_taken, strict=True):
+                        held = dots[slots.index(slot)]
+                        held.set(dot(code, held.get(), vector, values[i]))

@@ -1,0 +1,205 @@
+"""What linear projections of few rows and of many have in common: blocks of weights.
+
+A block is the weights of an output that share an accumulation in integers. Its two accumulators,
+of the high and of the low term of the activations, become float32 by the scale of the activations
+and that of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from cpu.codegen.isa import Expansion
+from cpu.codegen.language import F16, F32, I8, I32, I64, Code, Value, Variable
+from cpu.kernels.kernel import Arguments, minimum
+from edge.formats import Format
+from edge.planes import QUAD, STEP, TILE
+
+# Weights that share an accumulation where a scale covers more of the row.
+WIDE_BLOCK = 128
+
+# Accumulators by term, then by slot.
+Terms = list[list[Variable]]
+
+
+def block_of(form: Format) -> int:
+    """Weights that share an accumulation: the group, or WIDE_BLOCK for wider scales."""
+    return form.group if form.granularity == "group" else WIDE_BLOCK
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is fixed when a kernel is compiled."""
+
+    form: Format
+
+    @property
+    def block(self) -> int:
+        return block_of(self.form)
+
+    @property
+    def steps(self) -> int:
+        return self.block // STEP
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of a step of one tile."""
+        return TILE * (self.form.bits if self.form.bits < 8 else STEP)
+
+    @property
+    def grouped(self) -> bool:
+        return self.form.granularity == "group"
+
+
+class Outputs:
+    """Writes the code for the 64 outputs of a tile, with codes expanded in one of two ways."""
+
+    def __init__(
+        self, code: Code, a: Arguments, tile: Value, shape: Shape, expansion: Expansion
+    ) -> None:
+        self.code, self.a, self.shape, self.tile = code, a, shape, tile
+        self.form, self.expand = shape.form, expansion.expand
+        self.layout = expansion.layout(shape.form.bits)
+        self.parts = range(0, TILE, self.layout.row_count)
+        width = a.integer("width")
+        self.steps = (width + (STEP - 1)) // STEP
+        self.blocks = (width + (shape.block - 1)) // shape.block
+        self.quads = (width + (QUAD - 1)) // QUAD
+        by_quads, by_steps = self.quads * (QUAD * TILE), self.steps * shape.step_bytes
+        tile_bytes = by_quads if self.form.bits == 8 else by_steps
+        self.codes = code.offset(a.pointer("codes"), tile * tile_bytes)
+
+    # Codes and activations.
+
+    def vectors(self, index: Value, part: int, *, tail: bool = False) -> Iterator[Value]:
+        """The layout's vectors of a step: 8 weights (fewer in a tail) of outputs from `part` on."""
+        if self.form.bits == 8:
+            return self._stored(index, part, tail)
+        code, size = self.code, self.code.isa.vector_bytes
+        offset = index * self.shape.step_bytes
+        planes = [
+            [
+                code.load(I8.of(size), self.codes, offset + (plane * TILE + first))
+                for first in range(part, part + self.layout.row_count, size)
+            ]
+            for plane in range(self.form.bits)
+        ]
+        return self.expand(code, planes)
+
+    def _stored(self, index: Value, part: int, tail: bool) -> Iterator[Value]:
+        code, size = self.code, self.code.isa.vector_bytes
+        for half in range(2):
+            quad = index * 2 + half
+            if tail:
+                # the last step may be of one half; x of the other is 0, so any codes will do
+                quad = minimum(quad, self.quads - 1)
+            offset = quad * (QUAD * TILE)
+            for first in range(part * QUAD, (part + self.layout.row_count) * QUAD, size):
+                yield code.load(I8.of(size), self.codes, offset + first)
+
+    def activations(self, x: Value, offset: Value) -> list[Value]:
+        """8 bytes of x, spread as each of the layout's vectors takes them."""
+        code, lanes = self.code, self.code.isa.lanes
+        kind = I8.of(4 * lanes)
+        if self.layout.alternating:
+            both = code.load(I64, x, offset).broadcast(lanes // 2).cast(kind)
+            return [both] * len(self.layout.slots)
+        if code.isa.dots_by_lane:
+            pair = code.load(I32.of(2), x, offset)
+            halves = [pair.shuffle([half] * lanes).cast(kind) for half in range(2)]
+        else:
+            quads = [code.load(I32, x, offset + 4 * half) for half in range(2)]
+            halves = [quad.broadcast(lanes).cast(kind) for quad in quads]
+        return [halves[half] for half in self.layout.halves]
+
+    # Accumulators of a block, and what becomes of them.
+
+    def start(self, x: Value, block: Value, slots: Sequence[int]) -> Terms:
+        """Accumulators of both terms of a block for some of the layout's slots.
+
+        The low term starts at minus zero times the sum of x, where the format is symmetric.
+        """
+        code = self.code
+        nothing = code.constant(I32.of(code.isa.lanes), 0)
+        high = [code.variable(nothing) for _ in slots]
+        if self.form.asymmetric:
+            return [high, [code.variable(nothing) for _ in slots]]
+        zero = self.form.zero - self.layout.offset
+        factors = [self.layout.factors[slot] for slot in slots]
+        lows = {factor: self.block_sums(x, block, -zero * factor) for factor in set(factors)}
+        return [high, [code.variable(lows[factor]) for factor in factors]]
+
+    def block_sums(self, x: Value, block: Value, factor: int = 1) -> Value:
+        """Sum of a block's x, in each lane over the weights that the lane takes, times a factor."""
+        code, lanes = self.code, self.code.isa.lanes
+        offset = self.a.integer("row_sums") + block * 8
+        if self.layout.alternating:
+            return code.load(I64, x, offset).broadcast(lanes // 2).cast(I32.of(lanes)) * factor
+        both = code.load(I32, x, offset) + code.load(I32, x, offset + 4)
+        return (both * factor).broadcast(lanes)
+
+    def weight_scales(self, block: Value, part: int, slots: Sequence[int]) -> list[Value | None]:
+        """Scales of a block's weights in the lanes of accumulators; None where a row has one."""
+        if not self.shape.grouped:
+            return [None] * len(slots)
+        place = (self.tile * self.blocks + block) * (2 * TILE) + 2 * part
+        rows = self.code.load(F16.of(self.layout.row_count), self.a.pointer("scales"), place)
+        return [rows.shuffle(self.layout.rows[slot]).to(F32) for slot in slots]
+
+    def add_scaled(
+        self,
+        x: Value,
+        place: tuple[Value, int],
+        terms: Terms,
+        slots: Sequence[int],
+        scales: Sequence[Value | None],
+        sums: Sequence[Variable],
+    ) -> None:
+        """sums += (256 * high + low) * activation scale * weight scale, at a block and part."""
+        code, lanes = self.code, self.code.isa.lanes
+        block, part = place
+        activation = code.load(F32, x, self.a.integer("row_scales") + block * 4)
+        for slot, high, low, scale, total in zip(slots, *terms, scales, sums, strict=True):
+            factor = (activation * (1 / self.layout.factors[slot])).broadcast(lanes)
+            if scale is not None:
+                factor = factor * scale
+            made = (high.get() << 8) + low.get()
+            if self.form.asymmetric:
+                made = made - self._zero_product(x, block, part, slot)
+            total.set(made.to(F32).fma(factor, total.get()))
+
+    def _zero_product(self, x: Value, block: Value, part: int, slot: int) -> Value:
+        """Zero times the sum of a block's x, in the lanes of an accumulator."""
+        code = self.code
+        index = self.tile * self.blocks + block if self.shape.grouped else self.tile
+        kind, place = I8.of(self.layout.row_count), index * TILE + part
+        zeros = code.load(kind, self.a.pointer("zeros"), place)
+        picked = zeros.shuffle(self.layout.rows[slot]).to(I32, unsigned=True) - self.layout.offset
+        return picked * self.block_sums(x, block) * self.layout.factors[slot]
+
+    def finish(self, row: Value, part: int, sums: list[Value]) -> None:
+        """Put the outputs in order, apply scales that are a whole row's, add the bias, store."""
+        code, a, kind = self.code, self.a, F32.of(self.layout.row_count)
+        if self.layout.alternating:
+            even, odd = (range(first, code.isa.lanes, 2) for first in range(2))
+            sums = [s.shuffle(list(even)) + s.shuffle(list(odd)) for s in sums]
+        step = 2 if self.layout.alternating else 1
+        held = [row for rows in self.layout.rows for row in rows[::step]]
+        outputs = _concatenated(sums).shuffle([held.index(row) for row in range(len(held))])
+        offset = self.tile * (4 * TILE) + 4 * part
+        if self.form.granularity == "channel":
+            outputs = outputs * code.load(kind, a.pointer("scales"), offset)
+        elif self.form.granularity == "tensor":
+            outputs = outputs * code.load(F32, a.pointer("scales"))
+        bias = code.load(kind, a.pointer("bias"), offset)
+        code.store(outputs + bias, a.pointer("out"), row * a.integer("out_stride") + offset)
+
+
+def _concatenated(vectors: list[Value]) -> Value:
+    """One vector of all lanes in order; the number of vectors is a power of two."""
+    while len(vectors) > 1:
+        lanes = 2 * vectors[0].type.lanes
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [a.shuffle(range(lanes), b) for a, b in pairs]
+    return vectors[0]
