@@ -180,9 +180,9 @@ with what the compiler makes now. Compiled with {compiler}; cycles are **modelle
   multiplies most.
 - **per 64**: instructions for 64 weights, with the share of what is done once a block (scales,
   zeros, sums) where that is in the loop around. A weight is multiplied with two int8 terms of an
-  activation in `linear` (decode, rows one by one), with both for some rows in `batch ... multiply`, with 32
-  rows in `gemm ... multiply`, and
-  expanded once for all rows in `gemm ... expand`.
+  activation in `linear` (decode, rows one by one), with both of some rows in `batch ...
+  multiply`, with 32 rows in `gemm ... multiply`, and expanded once for all rows in
+  `gemm ... expand`.
 - **cycles**: the same in cycles of a core, when everything is in its nearest cache and every
   branch is guessed right. Decode on a real machine waits for memory: at 4 bits, 64 weights are 32
   bytes. LLVM models Cortex-A76 by its table of Cortex-A57, which issues fewer vector
