@@ -12,6 +12,7 @@ examples:
   lutra convert ./Llama-3.2-1B llama.lutra
   lutra convert Qwen/Qwen2.5-0.5B-Instruct qwen.lutra --weights w2g64 --head w4g64
   lutra convert Llama-3.2-1B-Q4_0.gguf llama.lutra
+  lutra convert ./model m.lutra --lora ./adapter --lora ./style:0.5
   lutra convert ./model m.lutra --targets cpu:aarch64-android,dotprod,i8mm
   lutra convert ./model m.lutra --plan          show the plan, do nothing
 """
@@ -59,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TARGET",
         help="compile for this target too, such as cpu:aarch64-android,dotprod; may be repeated",
     )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FOLDER[:SCALE]",
+        help="merge this adapter (PEFT layout), SCALE times; may be repeated",
+    )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle at OUT")
     parser.add_argument("--plan", action="store_true", help="print the plan and stop")
@@ -77,11 +85,12 @@ def run(args: argparse.Namespace) -> int:
         chunk=args.chunk,
         revision=args.revision,
         targets=args.targets,
+        lora=args.lora,
     )
     if not args.quiet:
         _print_plan(job)
         if args.plan:
-            print("\n".join(job.kept.notes), end="\n" if job.kept.notes else "")
+            print("\n".join(job.notes), end="\n" if job.notes else "")
     result = _plan_values(job)
     if not args.plan:
         result |= _convert(args, job)
@@ -106,7 +115,7 @@ def _plan_values(job: Job) -> dict[str, object]:
         "parameters": job.plan.parameter_count,
         "bits_per_weight": job.plan.bits_per_weight,
         "context": job.model.graph.context,
-        "notes": list(job.kept.notes),
+        "notes": list(job.notes),
     }
 
 

@@ -1,7 +1,11 @@
-"""Show what is in a bundle: sizes, formats, graphs. Reads the manifest, not the weights.
+"""Show what is in a bundle, or in a checkpoint: sizes, formats, graphs. Reads no weights.
+
+Of a checkpoint (a folder or a GGUF file), how its tensors are stored and what a conversion would
+make of them.
 
 examples:
   lutra inspect model.lutra
+  lutra inspect model.gguf
   lutra inspect model.lutra --tensors
   lutra inspect model.lutra --graph
 """
@@ -11,19 +15,30 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apps.output import megabytes, print_json, print_table
 from edge.bundle import Bundle
+from edge.manifest import FILE_NAME as MANIFEST
+
+if TYPE_CHECKING:
+    from converter.convert import Job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder that lutra convert made")
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", help="folder that lutra convert made, or a checkpoint"
+    )
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--graph", action="store_true", help="print the decode graph, op by op")
 
 
 def run(args: argparse.Namespace) -> int:
-    bundle = Bundle.open(args.bundle)
+    path = Path(args.bundle)
+    if path.is_file() or _is_checkpoint(path):
+        return _inspect_source(path, args)
+    bundle = Bundle.open(path)
     if args.json:
         print_json(_values(bundle))
         return 0
@@ -39,6 +54,67 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _is_checkpoint(path: Path) -> bool:
+    return not (path / MANIFEST).is_file() and any(
+        (path / name).is_file() for name in ("config.json", "model.safetensors")
+    )
+
+
+def _inspect_source(path: Path, args: argparse.Namespace) -> int:
+    """What a checkpoint has; the converter is needed for it, and is not on a device."""
+    from converter.convert import prepare
+    from converter.plan import Formats
+
+    job = prepare(path, Formats.parse())
+    if args.json:
+        print_json(_source_values(job))
+        return 0
+    source, graph = job.checkpoint, job.model.graph
+    values = _source_values(job)
+    print_table(
+        [
+            ("model", f"{source.name} ({values['model_type']}), not converted"),
+            ("weights", f"{graph.parameter_count:,}"),
+            ("tensors", values["source"]),
+            ("context", f"{graph.context} tokens, vocabulary {graph.vocabulary}"),
+        ]
+    )
+    print("\nlutra convert would make of it:\n")
+    print_table(job.plan.rows())
+    for note in job.notes:
+        print(note)
+    if args.tensors:
+        print()
+        names = sorted(source.tensor_names)
+        rows = [(n, "x".join(map(str, source.shape(n))), source.dtype(n)) for n in names]
+        print_table([("tensor", "shape", "type"), *rows])
+    if args.graph:
+        print()
+        print(graph)
+    return 0
+
+
+def _source_values(job: Job) -> dict[str, object]:
+    from converter.sources.source import describe
+
+    source, graph = job.checkpoint, job.model.graph
+    return {
+        "name": source.name,
+        "model_type": str(source.config["model_type"]),
+        "source": describe(source),
+        "parameters": graph.parameter_count,
+        "context": graph.context,
+        "vocabulary": graph.vocabulary,
+        "layers": len(graph.caches),
+        "kept": sum(planned.kept for planned in job.plan.tensors),
+        "notes": list(job.notes),
+        "tensors": {
+            name: {"shape": list(source.shape(name)), "type": source.dtype(name)}
+            for name in sorted(source.tensor_names)
+        },
+    }
+
+
 def _print_summary(bundle: Bundle) -> None:
     manifest, values = bundle.manifest, _values(bundle)
     graph = manifest.graph
@@ -48,6 +124,7 @@ def _print_summary(bundle: Bundle) -> None:
             ("weights", f"{values['parameters']:,} at {values['bits_per_weight']:.2f} bits"),
             ("size", megabytes(bundle_bytes(bundle))),
             ("context", f"{graph.context} tokens, vocabulary {graph.vocabulary}"),
+            ("converted from", manifest.source or "?"),
             ("layers", f"{len(graph.caches)}, {sum(1 for _ in graph.ops())} ops"),
             ("chat template", "yes" if manifest.tokenizer.chat_template else "no"),
         ]
@@ -103,6 +180,7 @@ def _values(bundle: Bundle) -> dict[str, object]:
         "name": manifest.name,
         "model_type": manifest.model_type,
         "lutra": manifest.lutra,
+        "source": manifest.source,
         "parameters": parameters,
         "bits_per_weight": 8 * stored / parameters,
         "bytes": bundle_bytes(bundle),

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from converter.keep import Kept, plan_source
+from converter.keep import plan_source
 from converter.models import build_model
 from converter.models.builder import Model
 from converter.plan import Formats, Plan, PlannedTensor
 from converter.quantize.rtn import fit_tensor_scale, quantize_rows
 from converter.sources.open import open_source
-from converter.sources.source import Source
+from converter.sources.source import Source, describe
 from converter.sources.tokenizer import read_tokenizer
 from converter.watch import Silent, Watcher
 from converter.weights import Weights
@@ -51,15 +51,15 @@ GENERATION = "generation_config.json"
 class Job:
     """A conversion that is known to be possible: everything but the work itself.
 
-    `kept` are the tensors whose own integers in the source go into the bundle.
+    `notes` are what the user should know of tensors that are quantized in the source.
     """
 
     checkpoint: Source
     model: Model
     plan: Plan
-    kept: Kept
     chunk: int
     targets: tuple[Target, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Weights:
@@ -87,21 +87,23 @@ def prepare(
     chunk: int = DEFAULT_CHUNK,
     revision: str | None = None,
     targets: Sequence[str] = (),
+    lora: Sequence[str] = (),
 ) -> Job:
     """Open and check a checkpoint and plan its conversion, reading no weights but their headers.
 
-    `targets` are those to compile for, in their text form. Raises UnknownTarget, and the errors of
+    `targets` are those to compile for, in their text form; `lora` adapters to merge, as FOLDER or
+    FOLDER:SCALE. Raises UnknownTarget, and the errors of
     `converter.sources`, `converter.models` and `Weights.check`.
     """
     parsed = tuple(Target.parse(text) for text in targets)
     for target in parsed:
         backend_for(target)
-    checkpoint = open_source(source, revision)
+    checkpoint = open_source(source, revision, lora)
     model = build_model(checkpoint.config, context)
     weights = Weights(model, checkpoint)
     weights.check()
-    plan, kept = plan_source(weights, formats)
-    return Job(checkpoint, model, plan, kept, chunk, parsed)
+    plan, notes = plan_source(weights, formats)
+    return Job(checkpoint, model, plan, chunk, parsed, notes)
 
 
 def run(
@@ -113,7 +115,7 @@ def run(
     on with by the next run.
     """
     watcher = watcher or Silent()
-    for text in job.kept.notes:
+    for text in job.notes:
         watcher.note(text)
     tensors = {p.tensor.name: (p.form, p.tensor.shape) for p in job.plan.tensors}
     tokenizer, tokenizer_json = read_tokenizer(job.checkpoint)
@@ -128,6 +130,7 @@ def run(
         manifest = Manifest(
             lutra=VERSION,
             name=job.checkpoint.name,
+            source=describe(job.checkpoint),
             model_type=str(job.checkpoint.config["model_type"]),
             config=job.checkpoint.config,
             tokenizer=tokenizer,
@@ -166,6 +169,7 @@ def convert(
     context: int | None = None,
     chunk: int = DEFAULT_CHUNK,
     targets: Sequence[str] = (),
+    lora: Sequence[str] = (),
     overwrite: bool = False,
     watcher: Watcher | None = None,
 ) -> Manifest:
@@ -174,7 +178,7 @@ def convert(
     Without `weights`, a quantized source keeps its formats, and floats become w4g64.
     """
     formats = Formats.parse(weights, head, embedding)
-    job = prepare(source, formats, context=context, chunk=chunk, targets=targets)
+    job = prepare(source, formats, context=context, chunk=chunk, targets=targets, lora=lora)
     return run(job, Path(out), overwrite=overwrite, watcher=watcher)
 
 
@@ -221,7 +225,7 @@ def _encode_all(job: Job, writer: BundleWriter, watcher: Watcher) -> None:
     watcher.advance(sum(p.weight_count for p in finished))
     for planned in job.plan.tensors:
         if planned.tensor.name not in writer.finished:
-            encode = _keep if planned.tensor.name in job.kept.names else _encode
+            encode = _keep if planned.kept else _encode
             error = encode(job.weights, planned, writer, watcher)
             writer.done(planned.tensor.name, {"rms": error})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 from converter.plan import Formats, Plan, make_plan
 from converter.sources.source import Stored
@@ -12,22 +12,15 @@ from converter.weights import Weights
 from edge.errors import UnsupportedMath
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Tensors whose own integers go into the bundle, and what the user should know of others."""
-
-    names: frozenset[str] = frozenset()
-    notes: tuple[str, ...] = ()
-
-
-def plan_source(weights: Weights, formats: Formats) -> tuple[Plan, Kept]:
+def plan_source(weights: Weights, formats: Formats) -> tuple[Plan, tuple[str, ...]]:
     """Plan a conversion that keeps what it can of the source where no format is given.
 
-    Raises UnsupportedMath for integers that no format holds and that none was given for.
+    Returns the plan, and notes on tensors that are quantized anew. Raises UnsupportedMath for
+    integers that no format holds and that none was given for.
     """
     source, graph = weights.checkpoint, weights.model.graph
     if not source.quantized:
-        return make_plan(graph, formats), Kept()
+        return make_plan(graph, formats), ()
     stored = weights.stored()
     for tensor in graph.tensors:
         how = stored.get(tensor.name)
@@ -40,16 +33,13 @@ def plan_source(weights: Weights, formats: Formats) -> tuple[Plan, Kept]:
                 "that it was made from",
             )
     own = {name: how.form for name, how in stored.items() if how.form is not None}
-    plan = make_plan(graph, formats, own)
-    names = frozenset(
-        p.tensor.name
-        for p in plan.tensors
-        if p.tensor.name in own and stored[p.tensor.name].codes and own[p.tensor.name] == p.form
-    )
-    return plan, Kept(names, tuple(_notes(plan, stored, names)))
+    exact = {name: form for name, form in own.items() if stored[name].codes}
+    tensors = make_plan(graph, formats, own).tensors
+    plan = Plan(tuple(replace(p, kept=exact.get(p.tensor.name) == p.form) for p in tensors))
+    return plan, tuple(_notes(plan, stored))
 
 
-def _notes(plan: Plan, stored: Mapping[str, Stored], kept: frozenset[str]) -> Iterator[str]:
+def _notes(plan: Plan, stored: Mapping[str, Stored]) -> Iterator[str]:
     """What becomes of tensors that are quantized in the source and not kept as they are."""
     anew = Counter(
         (how.kind, str(p.form), how.form == p.form)
@@ -57,7 +47,7 @@ def _notes(plan: Plan, stored: Mapping[str, Stored], kept: frozenset[str]) -> It
         if (how := stored.get(p.tensor.name)) is not None
         and (how.form is None or how.form.quantized)
         and p.form.quantized
-        and p.tensor.name not in kept
+        and not p.kept
     )
     for (kind, form, nearest), count in sorted(anew.items()):
         why = (

@@ -64,10 +64,11 @@ def _default_head(weights: Format) -> Format:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One line of the plan."""
+    """One line of the plan. `kept` are the source's own integers, which `form` holds exactly."""
 
     tensor: Tensor
     form: Format
+    kept: bool = False
 
     @property
     def weight_count(self) -> int:
@@ -111,7 +112,7 @@ class Plan:
         yield "tensor", "shape", "format", "bits", "MB", "error at most"
         for same in self._alike():
             first = same[0]
-            bound = first.form.error_bound
+            bound = 0.0 if first.kept else first.form.error_bound
             yield (
                 _series_name(first.tensor.name) + (f" (x{len(same)})" if len(same) > 1 else ""),
                 "x".join(map(str, first.tensor.shape)),
@@ -124,9 +125,14 @@ class Plan:
         yield "all", f"{self.parameter_count:,}", "", f"{self.bits_per_weight:.2f}", total, ""
 
     def _alike(self) -> list[list[PlannedTensor]]:
-        alike: dict[tuple[str, tuple[int, ...], Format], list[PlannedTensor]] = {}
+        alike: dict[tuple[str, tuple[int, ...], Format, bool], list[PlannedTensor]] = {}
         for planned in self.tensors:
-            key = _series_name(planned.tensor.name), planned.tensor.shape, planned.form
+            key = (
+                _series_name(planned.tensor.name),
+                planned.tensor.shape,
+                planned.form,
+                planned.kept,
+            )
             alike.setdefault(key, []).append(planned)
         return list(alike.values())
 

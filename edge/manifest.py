@@ -83,7 +83,10 @@ class TokenizerRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says. `graph` is in its decode form, of one row."""
+    """What `manifest.json` says. `graph` is in its decode form, of one row.
+
+    `source` counts the types of the checkpoint's tensors, for people.
+    """
 
     lutra: str
     name: str
@@ -96,6 +99,7 @@ class Manifest:
     tensors: Mapping[str, TensorRecord]
     files: Mapping[str, FileRecord]
     artifacts: tuple[Artifact, ...] = ()
+    source: str = ""
 
     def to_text(self) -> str:
         """The JSON text, with schema and digest."""
@@ -108,6 +112,7 @@ class Manifest:
             "lutra": self.lutra,
             "name": self.name,
             "model_type": self.model_type,
+            "source": self.source,
             "config": dict(self.config),
             "tokenizer": asdict(self.tokenizer),
             "generation": asdict(self.generation),
@@ -158,7 +163,7 @@ def _parse(data: Mapping[str, Any]) -> Manifest:
         "files": {_inside(name): make(FileRecord, r) for name, r in data["files"].items()},
     }
     plain = {name: data[name] for name in ("lutra", "name", "model_type", "config")}
-    return make(Manifest, plain | parts)
+    return make(Manifest, plain | parts | {"source": data.get("source", "")})
 
 
 def _tensor(record: Mapping[str, Any]) -> TensorRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from converter.models.config import Config
@@ -11,6 +12,7 @@ from converter.sources.compressed_tensors import CompressedTensors
 from converter.sources.gguf import GgufFile
 from converter.sources.gptq import Gptq
 from converter.sources.huggingface import Checkpoint, open_checkpoint
+from converter.sources.lora import Adapter, MergedSource
 from converter.sources.packed import PackedCheckpoint, Packing
 from converter.sources.source import Source
 from edge.errors import SourceNotFound, UsageError
@@ -18,12 +20,21 @@ from edge.errors import SourceNotFound, UsageError
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
-def open_source(source: str | Path, revision: str | None = None) -> Source:
+def open_source(
+    source: str | Path, revision: str | None = None, lora: Sequence[str] = ()
+) -> Source:
     """Open a folder in the Hugging Face layout, a GGUF file, or a hub name.
+
+    `lora` are adapters to merge, as FOLDER or FOLDER:SCALE.
 
     A folder without config.json that holds one GGUF file stands for that file. Raises the errors
     of the readers, all of them before any weights are read.
     """
+    opened = _open(source, revision)
+    return MergedSource(opened, [Adapter.parse(text) for text in lora]) if lora else opened
+
+
+def _open(source: str | Path, revision: str | None) -> Source:
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
         path = _only_gguf(path) or path

@@ -7,7 +7,6 @@ model files, tokenizer and plan know one layout alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,10 +98,11 @@ class Source(Protocol):
         ...
 
 
-def describe(source: Source) -> Mapping[str, int]:
-    """How many tensors of each type a source has, most first."""
+def describe(source: Source) -> str:
+    """How many tensors of each type a source has, most first, such as "Q4_0 x 15, F32 x 5"."""
     counts: dict[str, int] = {}
     for name in source.tensor_names:
         kind = source.dtype(name)
         counts[kind] = counts.get(kind, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{kind} x {count}" for kind, count in ordered)

@@ -25,6 +25,7 @@ from edge.errors import (
 )
 from tests.apps.conftest import Lutra
 from tests.checkpoints import make_checkpoint, rewrite_weights
+from tests.gguf_files import write_gguf
 
 
 @pytest.fixture
@@ -254,6 +255,36 @@ def test_inspect_for_people(lutra: Lutra, bundle: Path) -> None:
     assert "w4g64" in ran.out
     assert "layers.1.down" in ran.out
     assert "layers.0.attention:" in ran.out
+
+
+def test_inspect_a_checkpoint(lutra: Lutra, checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    path = write_gguf(checkpoint, tmp_path / "model.gguf", "Q8_0")
+    values = lutra("inspect", path, "--json").json
+    assert values["source"] == "Q8_0 x 14, F32 x 7"
+    assert values["kept"] == 14
+    assert values["tensors"]["model.norm.weight"] == {"shape": [32], "type": "F32"}
+    ran = lutra("inspect", checkpoint, "--tensors", "--graph")
+    assert "model.layers.1.mlp.down_proj.weight" in ran.out
+    assert "w4g64" in ran.out
+    assert "layers.0.attention:" in ran.out
+
+
+def test_convert_a_gguf_file(lutra: Lutra, checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    path = write_gguf(checkpoint, tmp_path / "model.gguf", "Q8_0")
+    ran = lutra("convert", path, tmp_path / "m.lutra", "--weights", "w4g64", "--plan")
+    assert "in Q8_0 are quantized anew, to w4g64" in ran.out
+    ran = lutra("convert", path, tmp_path / "m.lutra", "--json")
+    assert ran.json["notes"] == []
+    assert "w8g32" in ran.out
+    assert lutra("inspect", tmp_path / "m.lutra", "--json").json["source"] == "Q8_0 x 14, F32 x 7"
+
+
+def test_convert_with_an_adapter(lutra: Lutra, checkpoint: Path, tmp_path: Path) -> None:
+    ran = lutra("convert", checkpoint, tmp_path / "m.lutra", "--lora", tmp_path / "none")
+    assert ran.code == 10
+    assert "no adapter_config.json; give the folder of a PEFT adapter" in ran.err
 
 
 def test_verify_passes_and_finds_a_changed_byte(lutra: Lutra, bundle: Path, tmp_path: Path) -> None:

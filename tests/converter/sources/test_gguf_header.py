@@ -263,7 +263,7 @@ def read_all(path: Path) -> None:
     read_tokenizer(job.checkpoint)
     for planned in job.plan.tensors:
         name = planned.tensor.name
-        for _ in job.weights.codes(name) if name in job.kept.names else job.weights.blocks(name):
+        for _ in job.weights.codes(name) if planned.kept else job.weights.blocks(name):
             pass
 
 
