@@ -9,6 +9,7 @@ from pathlib import Path
 from edge.disk import write_text
 from edge.jobs import processors_of
 from edge.schedule import Timeline
+from edge.trace import Word
 
 Named = tuple[str, Timeline]
 
@@ -17,21 +18,21 @@ _WIDTH, _LEFT, _ROW, _GAP, _TOP = 1200, 70, 28, 34, 40
 _COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5")
 
 
-def draw_bars(runs: Sequence[Named]) -> Iterator[str]:
+def draw_bars(runs: Sequence[Named], word: Word) -> Iterator[str]:
     """Lines of text: each column is the chunk worked on most in that time, "." where most is idle.
 
-    All runs have one scale. Chunks from 10 on show their last digit.
+    All runs have one scale. Chunks from 10 on show their last digit. `word` says what times are.
     """
     column_s = max(timeline.makespan_s for _, timeline in runs) / _COLUMNS
     for name, timeline in runs:
-        yield f"{name}: {timeline.makespan_s:.3f} s, a column is {1e3 * column_s:.2f} ms (modelled)"
+        yield f"{name}: {timeline.makespan_s:.3f} s, a column is {1e3 * column_s:.2f} ms ({word})"
         for processor in reversed(processors_of(timeline.jobs)):
             yield f"  {processor:>4} {_bar(timeline, processor, column_s)}"
 
 
-def write_svg(out: Path, title: str, runs: Sequence[Named]) -> None:
+def write_svg(out: Path, title: str, runs: Sequence[Named], word: Word) -> None:
     """Write an SVG of the schedules. Raises NoSpace or OutputExists (a forbidden place)."""
-    write_text(out, "\n".join(_svg(title, runs)) + "\n")
+    write_text(out, "\n".join(_svg(f"{title} ({word})", runs)) + "\n")
 
 
 def _bar(timeline: Timeline, processor: str, column_s: float) -> str:

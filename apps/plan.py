@@ -193,10 +193,10 @@ def _draw(args: argparse.Namespace, plan: Plan) -> None:
         named = [Run(f"{title}, {n}", "modelled", timeline_slices(t)) for n, t in runs]
         write_trace(args.trace, named)
     if args.plot == _TERMINAL:
-        print("\n".join(draw_bars(runs)))
+        print("\n".join(draw_bars(runs, "modelled")))
         print()
     elif args.plot is not None:
-        write_svg(args.plot, f"{title} (modelled)", runs)
+        write_svg(args.plot, title, runs, "modelled")
 
 
 def _values(args: argparse.Namespace, plan: Plan) -> dict[str, object]:

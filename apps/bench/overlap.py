@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from apps.bench.overlap_model import OverlapModel, Sizes
+from apps.gantt import draw_bars
 from apps.output import print_json, print_table
 from apps.progress import Bar
 from converter.models import build_model
@@ -66,9 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     values = {name: _figures(timelines) for name, timelines in taken.items()}
     print_table(_rows(values))
     print(f"lower bound from the jobs' times: {bound_s:.3f} s (measured)")
+    last = [(name, taken[name][-1]) for name in ("in order", "best")]
+    if args.plot:
+        print("\n".join(draw_bars(last, "measured")))
     if args.trace is not None:
-        shown = ("in order", "best")
-        runs = [Run(name, "measured", timeline_slices(taken[name][-1])) for name in shown]
+        runs = [Run(name, "measured", timeline_slices(timeline)) for name, timeline in last]
         write_trace(args.trace, runs)
     if args.json:
         print_json({"figures": "measured", "lower_bound_s": bound_s, "ways": values})
@@ -119,6 +122,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--chunks", type=int, default=4, metavar="N", help="of the prompt (4)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of all ways (5)")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="last runs, for ui.perfetto.dev")
+    parser.add_argument("--plot", action="store_true", help="draw the last runs")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser.parse_args(argv)

@@ -50,8 +50,10 @@ def test_all_ways_are_measured(
 ) -> None:
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     words = ["tiny", "--layers", "1", "--rows", "16", "--chunks", "3", "--rounds", "1"]
-    assert overlap.main([*words, "--json", "--quiet"]) == 0
-    values = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert overlap.main([*words, "--json", "--quiet", "--plot"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("(measured)" in line for line in lines) == 3  # two bars and the bound
+    values = json.loads(lines[-1])
     assert values["figures"] == "measured"
     assert len(values["ways"]) == 5
     best = values["ways"]["best"]

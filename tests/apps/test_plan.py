@@ -87,7 +87,8 @@ def test_plot_and_trace_have_every_job_of_both_schedules(lutra: Lutra, tmp_path:
 
 
 def test_bars_show_chunks_and_waiting() -> None:
-    lines = list(draw_bars([("in order", simulate(JOBS, IN_ORDER))]))
+    lines = list(draw_bars([("in order", simulate(JOBS, IN_ORDER))], "measured"))
+    assert lines[0] == "in order: 4.000 s, a column is 40.00 ms (measured)"
     assert lines[1:] == [
         "   npu " + "0" * 25 + "1" * 25 + "." * 50,
         "   cpu " + "." * 50 + "0" * 50,
