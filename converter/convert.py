@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from converter.calibrated import Task, encode_calibrated
 from converter.keep import plan_source
 from converter.models import build_model
 from converter.models.builder import Model
 from converter.plan import Formats, Plan, PlannedTensor
+from converter.quality import FAST, Quality
 from converter.quantize.rtn import fit_tensor_scale, quantize_rows
+from converter.samples import choose_samples
 from converter.sources.open import open_source
 from converter.sources.source import Source, describe
 from converter.sources.tokenizer import read_tokenizer
@@ -27,6 +30,7 @@ from edge.backend import Artifact, backend_for
 from edge.bundle_writer import BundleWriter
 from edge.errors import BadTemplate, BadWeights, MissingDependency, TruncatedSource, UsageError
 from edge.formats import Format
+from edge.graph import Linear
 from edge.manifest import (
     SCHEMA,
     TOKENIZER,
@@ -37,7 +41,7 @@ from edge.manifest import (
     TokenizerRecord,
 )
 from edge.model import TRANSFORMERS_SAMPLING
-from edge.planes import TILE, dequantize, pack
+from edge.planes import TILE, StoredTensor, dequantize, pack
 from edge.sampler import Sampling
 from edge.target import Target
 from edge.template import ChatTemplate
@@ -60,6 +64,7 @@ class Job:
     chunk: int
     targets: tuple[Target, ...] = ()
     notes: tuple[str, ...] = ()
+    quality: Quality = FAST
 
     @property
     def weights(self) -> Weights:
@@ -75,6 +80,7 @@ class Job:
             "config": self.checkpoint.config,
             "context": self.model.graph.context,  # longrope's frequencies depend on it
             "plan": [[p.tensor.name, p.tensor.shape, str(p.form)] for p in self.plan.tensors],
+            "quality": self.quality.key,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -88,6 +94,7 @@ def prepare(
     revision: str | None = None,
     targets: Sequence[str] = (),
     lora: Sequence[str] = (),
+    quality: Quality = FAST,
 ) -> Job:
     """Open and check a checkpoint and plan its conversion, reading no weights but their headers.
 
@@ -103,7 +110,7 @@ def prepare(
     weights = Weights(model, checkpoint)
     weights.check()
     plan, notes = plan_source(weights, formats)
-    return Job(checkpoint, model, plan, chunk, parsed, notes)
+    return Job(checkpoint, model, plan, chunk, parsed, notes, quality)
 
 
 def run(
@@ -122,7 +129,7 @@ def run(
     _check_template(tokenizer, watcher)
     generation = read_generation(job.checkpoint.read_json(GENERATION))
     with BundleWriter(out, tensors, job.key, overwrite=overwrite) as writer:
-        _encode_all(job, writer, watcher)
+        _encode_all(job, writer, watcher, (tokenizer, tokenizer_json))
         if tokenizer_json is not None:
             writer.add_file(TOKENIZER, tokenizer_json)
         artifacts = _compile(job, writer)
@@ -170,6 +177,8 @@ def convert(
     chunk: int = DEFAULT_CHUNK,
     targets: Sequence[str] = (),
     lora: Sequence[str] = (),
+    quality: str = "fast",
+    calibration: str | Path | None = None,
     overwrite: bool = False,
     watcher: Watcher | None = None,
 ) -> Manifest:
@@ -178,7 +187,16 @@ def convert(
     Without `weights`, a quantized source keeps its formats, and floats become w4g64.
     """
     formats = Formats.parse(weights, head, embedding)
-    job = prepare(source, formats, context=context, chunk=chunk, targets=targets, lora=lora)
+    text = None if calibration is None else Path(calibration)
+    job = prepare(
+        source,
+        formats,
+        context=context,
+        chunk=chunk,
+        targets=targets,
+        lora=lora,
+        quality=Quality.parse(quality, text),
+    )
     return run(job, Path(out), overwrite=overwrite, watcher=watcher)
 
 
@@ -217,17 +235,80 @@ def _check_template(record: TokenizerRecord, watcher: Watcher) -> None:
             watcher.note("      lutra chat will not work with this bundle, lutra run --raw will")
 
 
-def _encode_all(job: Job, writer: BundleWriter, watcher: Watcher) -> None:
-    finished = [p for p in job.plan.tensors if p.tensor.name in writer.finished]
+def _encode_all(
+    job: Job, writer: BundleWriter, watcher: Watcher, text: tuple[TokenizerRecord, bytes | None]
+) -> None:
+    output = _Output(job, writer, watcher)
+    finished = [p for p in job.plan.tensors if output.finished(p.tensor.name)]
     if finished:
         watcher.note(f"going on: {len(finished)} of {len(job.plan.tensors)} tensors are done")
+    calibrated = _to_calibrate(job)
+    task = None
+    if not all(output.finished(name) for name in calibrated):
+        task = _make_task(job, calibrated, text, watcher)
     watcher.start("weights", job.plan.weight_count, "weights")
     watcher.advance(sum(p.weight_count for p in finished))
+    if task is not None:
+        encode_calibrated(task, output, watcher)
     for planned in job.plan.tensors:
-        if planned.tensor.name not in writer.finished:
+        output.plain(planned.tensor.name)
+
+
+def _to_calibrate(job: Job) -> dict[str, PlannedTensor]:
+    """The tensors that are quantized by calibration: all that are multiplied with activations."""
+    if job.quality.method is None:
+        return {}
+    multiplied = {op.weight for op in job.model.graph.ops() if isinstance(op, Linear)}
+    return {
+        p.tensor.name: p
+        for p in job.plan.tensors
+        if p.form.quantized and p.tensor.name in multiplied and not p.kept
+    }
+
+
+def _make_task(
+    job: Job,
+    planned: dict[str, PlannedTensor],
+    text: tuple[TokenizerRecord, bytes | None],
+    watcher: Watcher,
+) -> Task:
+    method = job.quality.method
+    assert method is not None
+    record, tokenizer = text
+    watcher.start("samples", method.samples.count, "tokens")
+    samples = choose_samples(
+        job.model, job.weights, record.bos_id, tokenizer, job.quality.text, method.samples
+    )
+    watcher.note(f"calibration: {samples.count} tokens, {samples.origin}")
+    return Task(job.model.graph, job.weights, planned, samples, method)
+
+
+class _Output:
+    """Tensors of a job on their way to the disk. See `converter.calibrated.Output`."""
+
+    def __init__(self, job: Job, writer: BundleWriter, watcher: Watcher) -> None:
+        self._job = job
+        self._writer = writer
+        self._watcher = watcher
+        self._planned = {p.tensor.name: p for p in job.plan.tensors}
+
+    def finished(self, name: str) -> bool:
+        return name in self._writer.finished
+
+    def plain(self, name: str) -> None:
+        if not self.finished(name):
+            planned = self._planned[name]
             encode = _keep if planned.kept else _encode
-            error = encode(job.weights, planned, writer, watcher)
-            writer.done(planned.tensor.name, {"rms": error})
+            self.done(name, encode(self._job.weights, planned, self._writer, self._watcher))
+
+    def write(self, name: str, arrays: Mapping[str, np.ndarray[Any, Any]], first: int) -> None:
+        self._writer.write(name, arrays, first)
+
+    def done(self, name: str, rms: float) -> None:
+        self._writer.done(name, {"rms": rms})
+
+    def read(self, name: str) -> StoredTensor:
+        return self._writer.read(name)
 
 
 def _encode(

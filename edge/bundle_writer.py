@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from edge.disk import check_space, disk_errors, sync_path
 from edge.errors import OutputExists
 from edge.formats import Format
 from edge.manifest import FILE_NAME, WEIGHTS, FileRecord
-from edge.planes import Part, parts_of
-from edge.tensorfile import TensorFileWriter
+from edge.planes import Part, StoredTensor, parts_of
+from edge.tensorfile import TensorFile, TensorFileWriter
 
 try:
     import fcntl
@@ -55,6 +56,7 @@ class BundleWriter:
         self.partial = out.with_name(out.name + ".partial")
         self._overwrite = overwrite
         self._files: list[str] = [WEIGHTS]
+        self._tensors = tensors
         self.finished: dict[str, dict[str, float]] = {}
         with disk_errors(out, _RESUME):
             self._refuse_existing()
@@ -113,6 +115,16 @@ class BundleWriter:
             self._journal.flush()
             os.fsync(self._journal.fileno())
         self.finished[tensor] = dict(record)
+
+    def read(self, tensor: str) -> StoredTensor:
+        """A tensor that is whole, mapped from what was written."""
+        form, shape = self._tensors[tensor]
+        parts = {part: self._written.array(f"{tensor}.{part}") for part in parts_of(form, shape)}
+        return StoredTensor(tensor, form, shape, parts)
+
+    @cached_property
+    def _written(self) -> TensorFile:
+        return TensorFile(self.partial / WEIGHTS)
 
     def add_file(self, name: str, content: bytes) -> None:
         """Put a small file beside the weights."""
