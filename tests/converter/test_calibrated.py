@@ -177,6 +177,7 @@ def test_a_large_model_reads_the_shipped_text(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("converter.samples.MOST_DRAWN", 1)
+    (checkpoint / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match=r"no tokenizer\.json"):
         convert(checkpoint, tmp_path / "m", quality="good")
     _give_tokenizer(checkpoint)
