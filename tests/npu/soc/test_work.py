@@ -9,6 +9,7 @@ from edge.graph import Graph, Int8
 from edge.selftest import tiny_graph
 from npu.soc.published import BITNET, QWEN
 from npu.soc.work import graph_work
+from tests.converter.models.published import PUBLISHED
 
 
 @pytest.mark.parametrize(("preset", "work"), [("qwen1.5-1.8b", QWEN), ("bitnet-2b", BITNET)])
@@ -19,9 +20,10 @@ def test_published_shapes_are_those_of_the_presets(preset: str, work: object) ->
     assert graph_work(QWEN.name if work is QWEN else BITNET.name, graph) == work
 
 
-def test_weights_of_all_layers_are_those_of_the_tensors() -> None:
-    graph = build_model(PRESETS["tiny"]).graph
-    work = graph_work("tiny", graph)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_weights_of_all_layers_are_those_of_the_tensors(name: str) -> None:
+    graph = build_model(PUBLISHED[name].config).graph
+    work = graph_work(name, graph)
     linear = [t.shape for t in graph.tensors if t.role == "linear"]
     assert work.weights == sum(out * width for out, width in linear)
     assert work.kv_values == sum(2 * c.kv_heads * c.head_dim for c in graph.caches)
