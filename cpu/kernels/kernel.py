@@ -13,15 +13,25 @@ if TYPE_CHECKING:
 
 
 class Arguments:
-    """The arguments of a running kernel: 64-bit slots by name."""
+    """The arguments of a running kernel: 64-bit slots by name.
+
+    Each is loaded once, where the function begins: what a kernel stores might be its arguments for
+    all that the compiler knows, so that addresses would be computed anew behind every store.
+    """
 
     def __init__(self, code: Code, base: Value, slots: tuple[str, ...]) -> None:
         self._code = code
         self._base = base
         self._slots = slots
+        self._loaded: dict[str, Value] = {}
 
     def _load(self, kind: Type, name: str) -> Value:
-        return self._code.load(kind, self._base, 8 * self._slots.index(name))
+        if name not in self._loaded:
+            with self._code.builder.goto_entry_block():
+                value = self._code.load(kind, self._base, 8 * self._slots.index(name))
+            self._loaded[name] = value
+        assert self._loaded[name].type == kind, name
+        return self._loaded[name]
 
     def pointer(self, name: str) -> Value:
         return self._load(POINTER, name)
