@@ -284,7 +284,7 @@ def test_convert_a_gguf_file(lutra: Lutra, checkpoint: Path, tmp_path: Path) -> 
 def test_convert_with_an_adapter(lutra: Lutra, checkpoint: Path, tmp_path: Path) -> None:
     ran = lutra("convert", checkpoint, tmp_path / "m.lutra", "--lora", tmp_path / "none")
     assert ran.code == 10
-    assert "no adapter_config.json; give the folder of a PEFT adapter" in ran.err
+    assert "no adapter_config.json\n  to do: give the folder of a PEFT adapter" in ran.err
 
 
 def test_verify_passes_and_finds_a_changed_byte(lutra: Lutra, bundle: Path, tmp_path: Path) -> None:
