@@ -19,11 +19,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cpu.kernels import activations, attention, batch, elementwise, embedding, gemm, linear, rows
 from cpu.kernels.blocks import block_of
 from cpu.kernels.kernel import Kernel
+from cpu.memory import Block, Memory, Pool, owners, readers
 from edge.bundle import Bundle
 from edge.graph import (
     Add,
@@ -95,36 +95,6 @@ class Lowered:
     dynamic: list[tuple[int, str, Dynamic]] = field(default_factory=list)
 
 
-class Memory:
-    """Buffers by name, kept as long as the program; every one starts on a line and is padded."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[str, NDArray[np.uint8]] = {}
-
-    def address(self, name: str, byte_count: int) -> int:
-        """Address of a buffer of at least this size. All who name it share it."""
-        array = self._arrays.get(name)
-        if array is None or array.nbytes < byte_count + 2 * _LINE:
-            assert array is None, f"{name} is asked for in two sizes"
-            array = np.zeros(byte_count + 2 * _LINE, np.uint8)
-            self._arrays[name] = array
-        return (array.ctypes.data + _LINE - 1) // _LINE * _LINE
-
-    def copy(self, name: str, values: NDArray[np.float32]) -> int:
-        """A float32 vector with zeros behind it, so that whole vectors may be read."""
-        size = 4 * (len(values) + TILE)
-        new = name not in self._arrays
-        address = self.address(name, size)
-        if new:
-            array = self._arrays[name]
-            start = address - array.ctypes.data
-            array[start : start + values.nbytes] = values.astype(np.float32).view(np.uint8)
-        return address
-
-
-_LINE = 64
-
-
 def float_slot(number: float) -> int:
     """A float32 in the low half of a slot."""
     return int(np.array([number, 0], np.float32).view(np.int64)[0])
@@ -157,6 +127,10 @@ class Lowering:
         self.places: dict[str, Place] = {}
         self.converted: dict[tuple[str, str], Place] = {}
         self.lowered = Lowered()
+        self.pool = Pool(memory, f"values/{max_rows}/{cache_format}")
+        self.blocks: dict[str, list[Block]] = {}
+        self.barriers = 0
+        self.owners, self.readers = owners(self.graph), readers(self.graph)
 
     def run(self) -> Lowered:
         """All calls, in the graph's order."""
@@ -166,21 +140,33 @@ class Lowering:
                 self.lowered.body = len(self.lowered.calls)
             for op in subgraph.ops:
                 _LOWER[type(op)](self, op)
+                self.release(op)
         return self.lowered
 
     # Memory and calls.
 
     def place(self, name: str, spread: Spread, *, taken: bool = False) -> Place:
-        """Make a place for a value; layers use the same memory one after another."""
+        """Make a place for a value."""
         width = self.widths[name]
         stride = 4 * (-(-width // TILE) * TILE + TILE)
-        copies = self.threads if spread == "private" else 1
-        key = f"{_without_layer(name)}/{width}/{self.max_rows}/{spread == 'private'}"
         private = stride * self.max_rows if spread == "private" else 0
-        address = self.memory.address(key, stride * self.max_rows * copies)
-        place = Place(address, width, stride, private, spread, taken)
+        size = (private * self.threads) or stride * self.max_rows
+        place = Place(self.take(name, size), width, stride, private, spread, taken)
         self.places[name] = place
         return place
+
+    def take(self, name: str, byte_count: int) -> int:
+        """Memory that is the value's, in one form or another, up to its last reader."""
+        block = self.pool.take(byte_count, self.barriers)
+        self.blocks.setdefault(self.owners[name], []).append(block)
+        return block.address
+
+    def release(self, op: Op) -> None:
+        """Give back the memory of what no later op reads."""
+        for name in {self.owners[name] for name in op.inputs()}:
+            if self.readers[name][-1] is op:
+                for block in self.blocks.pop(name, []):
+                    self.pool.give(block, self.barriers)
 
     def row_spread(self) -> Spread:
         """How a kernel of whole rows leaves its output."""
@@ -199,8 +185,9 @@ class Lowering:
 
     def barrier(self) -> None:
         """Make all that was written whole."""
-        if self.lowered.calls:
+        if self.lowered.calls and not self.lowered.calls[-1].barrier:
             self.lowered.calls[-1].barrier = True
+            self.barriers += 1
         for place in (*self.places.values(), *self.converted.values()):
             if place.spread != "private":
                 place.spread = "whole"
@@ -346,8 +333,7 @@ class Lowering:
 
     def bfloat16(self, name: str) -> Place:
         x = self.read(name)
-        key = f"{_without_layer(name)}/bfloat16/{x.width}/{self.max_rows}"
-        address = self.memory.address(key, gemm.rows_bytes(self.max_rows, x.width))
+        address = self.take(name, gemm.rows_bytes(self.max_rows, x.width))
         out = Place(address, x.width, stride=0, spread="split")
         self.call(gemm.bfloat16_kernel(), self.row_arguments(x, out))
         return out
@@ -370,9 +356,8 @@ class Lowering:
         layout = activations.RowLayout(x.width, block)
         spread = self.row_spread()
         copies = self.threads if self.private else 1
-        key = f"{_without_layer(name)}/quantized{block}/{x.width}/{self.max_rows}"
         size = layout.byte_count * self.max_rows
-        address = self.memory.address(key, size * copies + TILE)
+        address = self.take(name, size * copies + TILE)
         private = size if self.private else 0
         out = Place(address, x.width, layout.byte_count, private, spread, x.taken)
         extra = {
@@ -430,7 +415,7 @@ class Lowering:
 
     def elementwise(self, kernel: Kernel, name: str, a: str, b: str, number: int = 0) -> None:
         left, right = self.read(a, "sliced"), self.read(b, "sliced")
-        out = self.place(name, "sliced", taken=left.taken)
+        out = self.over(name, a, b) or self.place(name, "sliced", taken=left.taken)
         arguments: dict[str, int | Dynamic] = {
             "a": left.address,
             "b": right.address,
@@ -446,7 +431,18 @@ class Lowering:
         }
         self.call(kernel, arguments)
 
-    def take(self, op: Take) -> None:
+    def over(self, name: str, *inputs: str) -> Place | None:
+        """The place of an input that nothing else reads: each thread writes what it has read."""
+        for source in inputs:
+            place = self.places[source]
+            alone = self.owners[source] == source and len(self.readers[source]) == 1
+            if alone and not place.private:
+                self.blocks[name] = self.blocks.pop(source)
+                self.places[name] = replace(place, spread="sliced")
+                return self.places[name]
+        return None
+
+    def take_rows(self, op: Take) -> None:
         """No work: the head reads the last rows where they are."""
         self.barrier()
         x = self.places[op.x]
@@ -487,10 +483,5 @@ _LOWER: dict[type[Op], Callable[..., None]] = {
     Gate: Lowering.gate,
     Add: Lowering.add,
     Softcap: Lowering.softcap,
-    Take: Lowering.take,
+    Take: Lowering.take_rows,
 }
-
-
-def _without_layer(name: str) -> str:
-    """The value's name in any layer: layers.3.q -> q."""
-    return name.split(".", 2)[2] if name.startswith("layers.") else name

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu.kernels.step import MEETING_BYTES
-from cpu.lowering import FEW_ROWS, PRIVATE_ROWS, Lowered, Lowering, Memory
+from cpu.lowering import FEW_ROWS, PRIVATE_ROWS, Lowered, Lowering
+from cpu.memory import Memory
 from cpu.native import Native
 from cpu.threads import Team
 from edge.bundle import Bundle
@@ -64,7 +65,7 @@ class CpuProgram:
         self.team = Team(threads)
         self._bundle = bundle
         self._native = native
-        self._memory = Memory()
+        self.memory = Memory()
         self._tables: dict[tuple[int, str], tuple[Table, Lowering]] = {}
         self._angles: dict[str, NDArray[np.float32]] = {}
         self._meeting = np.zeros(MEETING_BYTES // 8, np.int64)
@@ -111,7 +112,7 @@ class CpuProgram:
         if key not in self._tables:
             lowering = Lowering(
                 self._bundle,
-                self._memory,
+                self.memory,
                 self.team.count,
                 max_rows,
                 cache_format,

@@ -84,6 +84,11 @@ class KVCache:
         rows = [layer.kv_heads * row_length(layer.head_dim, self.form) for layer in self.layers]
         return 2 * sum(rows) * np.dtype(_DTYPES[self.form]).itemsize
 
+    @property
+    def byte_count(self) -> int:
+        """Bytes of all that is reserved, filled or not."""
+        return sum(array.nbytes for array in (*self.keys, *self.values))
+
     def require(self, count: int) -> None:
         """Check that `count` more positions fit the context. Raises PromptTooLong."""
         if self.length + count > self.context:

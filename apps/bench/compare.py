@@ -69,7 +69,7 @@ class SideFigures:
 
     samples: list[Sample] = field(default_factory=list)
     opening_s: list[float] = field(default_factory=list)
-    peak_rss_bytes: int = 0
+    memory: dict[str, int] = field(default_factory=dict)
     loaded: dict[str, Any] = field(default_factory=dict)
 
     def spread(self, name: str) -> Spread:
@@ -117,7 +117,7 @@ def compare(
         )
         for name, child in children.items():
             sides[name].samples = taken[name]
-            sides[name].peak_rss_bytes = child.ask("memory")["peak_rss_bytes"]
+            sides[name].memory = child.ask("memory")
     note("opening")
     for _ in range(OPENINGS):
         for name, opener in openers.items():

@@ -15,6 +15,7 @@ from apps.bench.worker import Answer, Refusal, peak_rss_bytes
 from edge.errors import LutraError
 from edge.generate import stream_tokens
 from edge.kvcache import CacheFormat
+from edge.manifest import WEIGHTS
 from edge.model import Model
 from edge.sampler import Sampler
 
@@ -24,6 +25,7 @@ class LutraSide:
 
     def __init__(self) -> None:
         self._model: Model | None = None
+        self._kv_bytes = 0
 
     @property
     def requests(self) -> Mapping[str, Callable[..., Answer]]:
@@ -59,6 +61,7 @@ class LutraSide:
         tokens = stream_tokens(model.program, session.cache, session.tokens, sampler)
         times = [time.perf_counter()]
         times += (time.perf_counter() for _ in islice(tokens, count))
+        self._kv_bytes = session.cache.byte_count
         return {
             "first_token_s": times[1] - times[0],
             "rest_s": times[-1] - times[1],
@@ -66,7 +69,14 @@ class LutraSide:
         }
 
     def memory(self) -> Answer:
-        return {"peak_rss_bytes": peak_rss_bytes()}
+        """The peak of the process, and what it cannot do without: weights, and the last cache."""
+        assert self._model is not None
+        weights = self._model.bundle.manifest.files[WEIGHTS].byte_count
+        return {
+            "peak_rss_bytes": peak_rss_bytes(),
+            "weights_bytes": weights,
+            "kv_bytes": self._kv_bytes,
+        }
 
 
 SIDE = LutraSide()

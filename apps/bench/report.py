@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def report_values(run: Run) -> dict[str, Any]:
         "bundle": str(run.path),
         "target": ours.loaded["target"],
         "note": ours.loaded["note"],
+        "memory_over_share": _over_share(ours.memory),
         "formats": our_formats(run.bundle),
         "kv_format": run.cache_format,
         "prompt_tokens": plan.prompt,
@@ -88,7 +90,7 @@ def _side_values(run: Run, side: str) -> dict[str, Any]:
         "prefill_tok_s": spreads["prefill_tok_s"].median,
         "decode_tok_s": spreads["decode_tok_s"].median,
         "time_to_first_token_s": spreads["first_token_s"].median,
-        "peak_rss_bytes": figures.peak_rss_bytes,
+        **figures.memory,
         "read_bandwidth_gb_s": run.figures.read_bandwidth_gb_s(),
         "decode_ceiling_share": run.figures.decode_share(side, work.step_bytes(positions)),
         "weights_ceiling_share": run.figures.decode_share(side, work.weight_bytes),
@@ -100,6 +102,11 @@ def _side_values(run: Run, side: str) -> dict[str, Any]:
         "spread": {name: asdict(spread) for name, spread in spreads.items()},
         "samples": [_sample_values(sample) for sample in figures.samples],
     }
+
+
+def _over_share(memory: Mapping[str, int]) -> float:
+    """Peak memory without the KV cache, over the weights' bytes: by what share it is more."""
+    return (memory["peak_rss_bytes"] - memory["kv_bytes"]) / memory["weights_bytes"] - 1
 
 
 def _sample_values(sample: Sample) -> dict[str, float]:
@@ -190,6 +197,11 @@ def print_report(run: Run) -> None:
     print(
         f"{run.plan.prompt} + {run.plan.generate} tokens, {run.plan.threads} threads, medians of "
         f"{run.plan.repeats} rounds (least to most); all {WORD}"
+    )
+    ours = run.figures.sides[OURS].memory
+    print(
+        f"{OURS} memory: {100 * _over_share(ours):+.0f} % of {megabytes(ours['weights_bytes'])} of "
+        f"weights, beside {megabytes(ours['kv_bytes'])} of KV cache ({WORD})"
     )
     if run.load_before is not None and run.load_before > _BUSY_LOAD:
         print(f"note: {run.load_before:.1f} other programs were running; run it on a quiet machine")

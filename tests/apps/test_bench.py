@@ -204,6 +204,9 @@ def test_json_has_every_figure(lutra: Lutra, bundle: Path, quick: None) -> None:
     assert ran.code == 0, ran.err
     values = ran.json
     assert values.keys() >= FIGURES
+    over = (values["peak_rss_bytes"] - values["kv_bytes"]) / values["weights_bytes"] - 1
+    assert values["memory_over_share"] == over > 0  # NumPy alone is more than so small a model
+    assert values["kv_bytes"] > 0
     assert values["figures"] == "measured"
     assert (values["target"], values["threads"], values["peer"]) == ("ref", 1, None)
     assert (values["prompt_tokens"], values["generated_tokens"]) == (9, 3)
