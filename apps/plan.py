@@ -18,6 +18,7 @@ import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from apps.gantt import draw_bars, write_svg
 from apps.output import megabytes, print_json, print_table
@@ -32,7 +33,7 @@ from edge.jobs import CPU, NPU
 from edge.manifest import FILE_NAME
 from edge.schedule import Timeline
 from edge.trace import Run, timeline_slices, write_trace
-from npu.soc.model import Chunking, subgraph_counts
+from npu.soc.model import WEIGHT_BITS, Chunking, Mode, subgraph_counts
 from npu.soc.predict import Decode, Prefill, plan_prefill
 from npu.soc.socs import SOCS, Soc, find_soc, value_rows
 from npu.soc.validate import ROW_COUNT, Row, median_error, report, validate
@@ -54,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.85,
         metavar="SHARE",
         help="share of layers whose outliers are not restored (0.85)",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=get_args(Mode),
+        default="w8a8",
+        help="prefill with 8-bit projections on the NPU and the rest on the CPU (w8a8, default), "
+        "or with whole layers on the NPU, 4-bit weights and 16-bit activations (w4a16)",
     )
     parser.add_argument("--decode", choices=(CPU, NPU), default=CPU, help="where to decode (cpu)")
     parser.add_argument(
@@ -124,7 +132,7 @@ def _plan(args: argparse.Namespace, soc: Soc) -> Plan:
     request = _read(args)
     bar = Bar(quiet=args.quiet)
     bar.start("schedule", 100, "percent")
-    chunking = Chunking(args.chunk, args.prune_outliers)
+    chunking = Chunking(args.chunk, args.prune_outliers, args.mode)
     prefill = plan_prefill(soc, request.work, args.prompt, chunking, bar.advance)
     bar.finish()
     kv_bytes = _KV_BYTES * request.work.kv_values
@@ -133,9 +141,9 @@ def _plan(args: argparse.Namespace, soc: Soc) -> Plan:
         prefill,
         Decode(soc, CPU, request.head_bytes),
         Decode(soc, args.decode, request.decode_weight_bytes + kv_bytes * context),
-        dict(zip(("shared", "total"), subgraph_counts(request.work), strict=True)),
+        dict(zip(("shared", "total"), subgraph_counts(request.work, args.mode), strict=True)),
         {
-            "npu_weight_bytes": request.work.weights,
+            "npu_weight_bytes": request.work.weights * WEIGHT_BITS[chunking.mode] // 8,
             "decode_weight_bytes": request.decode_weight_bytes,
             "kv_bytes": kv_bytes * (args.prompt + args.generate),
         },
@@ -205,6 +213,7 @@ def _values(args: argparse.Namespace, plan: Plan) -> dict[str, object]:
         "figures": "modelled",
         "model": args.model,
         "soc": prefill.soc.name,
+        "mode": args.mode,
         "prompt_tokens": prefill.tokens,
         "generated_tokens": args.generate,
         "prefill_tok_s": prefill.tokens / plan.first_token_s,
@@ -256,7 +265,7 @@ def _print(args: argparse.Namespace, plan: Plan) -> None:
 
 def _schedule(name: str, timeline: Timeline, bound_s: float) -> tuple[str, ...]:
     seconds = timeline.makespan_s
-    over = f"{seconds / bound_s - 1:.1%}" if bound_s else ""
+    over = f"{max(seconds / bound_s - 1, 0.0):.1%}" if bound_s else ""
     return name, f"{seconds:.3f}", f"{timeline.bubble_share():.1%}", over
 
 
@@ -270,7 +279,7 @@ def _memory_rows(plan: Plan) -> list[tuple[str, str]]:
     space = megabytes(int(soc.npu_address_bytes))
     split = f", in {sessions} sessions of at most {space}" if sessions > 1 else ""
     return [
-        ("NPU weights, 8 bits", megabytes(memory["npu_weight_bytes"]) + split),
+        ("NPU weights", megabytes(memory["npu_weight_bytes"]) + split),
         ("weights read in decode", megabytes(memory["decode_weight_bytes"])),
         ("KV cache, f16", megabytes(memory["kv_bytes"])),
         ("subgraphs that chunks share", "{shared} of {total}".format_map(plan.subgraphs)),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Literal
 
 from edge.jobs import CPU, NPU, Job, Part, Stage, chunk_jobs
 from npu.soc.socs import Soc
@@ -27,16 +28,25 @@ _NORM_BYTES = 1 + 8 + 4 + 1
 _QKV_BYTES = 1 + 8
 _ATTENDED_BYTES = 4 + 1
 
+# Bits of weights and of activations. w8a8 is subgraphs on the NPU and the rest on the CPU; w4a16 is
+# whole layers on the NPU, as QNN's and T-MAN's.
+Mode = Literal["w8a8", "w4a16"]
+WEIGHT_BITS: dict[Mode, int] = {"w8a8": 8, "w4a16": 4}
+
 OUTLIERS = "outliers"
 _STAGES = ("norm", "qkv", "attention", "output", "feed_forward_norm", "feed_forward")
 
 
 @dataclass(frozen=True)
 class Chunking:
-    """How a prompt is cut, and in how many layers outliers are not restored (llm.npu: 85 %)."""
+    """How a prompt is cut: rows a chunk, and what of a layer goes where.
+
+    `pruned` is the share of layers whose outliers are not restored (llm.npu: 85 %), in w8a8.
+    """
 
     rows: int = 256
     pruned: float = 0.85
+    mode: Mode = "w8a8"
 
     def count(self, tokens: int) -> int:
         """Chunks that a prompt takes; the last one is padded."""
@@ -71,11 +81,25 @@ def outliers_s(soc: Soc, projections: Projections, rows: int) -> float:
     return soc.hand_over_s + operations / soc.cpu_float_ops_s
 
 
+def layer_s(soc: Soc, layer: LayerWork, chunk: int, rows: int, weight_bits: int) -> float:
+    """Seconds of a whole layer of one chunk on the NPU, with 16-bit activations.
+
+    Bringing weights and multiplying overlap; values are twice as wide as 8-bit ones.
+    """
+    bring = layer.weights * weight_bits / 8 / soc.npu_dma_bytes_s
+    multiply = rows * layer.weights / soc.npu_fp16_macs_s
+    attend = 2 * layer.query_width * _visible(chunk, rows, layer.window) / soc.npu_fp16_macs_s
+    values = sum(projections.values for _, projections in layer.projections)
+    return max(bring, multiply) + attend + 2 * rows * values / soc.npu_activation_bytes_s
+
+
 def prefill_jobs(
     soc: Soc, work: ModelWork, tokens: int, chunking: Chunking | None = None
 ) -> tuple[Job, ...]:
     """The jobs of a prompt's prefill, all layers of all chunks, with modelled seconds."""
     chunking = chunking or Chunking()
+    if chunking.mode == "w4a16":
+        return whole_layer_jobs(soc, work, tokens, chunking.rows, WEIGHT_BITS["w4a16"])
     restored = restored_layers(len(work.layers), chunking.pruned)
     stages = [
         stage
@@ -102,6 +126,23 @@ def prefill_jobs(
     return chunk_jobs(stages, chunking.count(tokens), seconds)
 
 
+def whole_layer_jobs(
+    soc: Soc, work: ModelWork, tokens: int, rows: int, weight_bits: int
+) -> tuple[Job, ...]:
+    """The jobs where each layer of each chunk is one on the NPU."""
+    stages = [Stage(f"layers.{index}", (Part(NPU),)) for index in range(len(work.layers))]
+
+    @functools.cache
+    def of_layer(layer: LayerWork, chunk: int) -> float:
+        return layer_s(soc, layer, chunk, rows, weight_bits)
+
+    def seconds(chunk: int, stage: Stage, part: Part) -> float:
+        del part
+        return of_layer(work.layers[int(stage.name.split(".")[1])], chunk)
+
+    return chunk_jobs(stages, Chunking(rows).count(tokens), seconds)
+
+
 def restored_layers(layers: int, pruned: float) -> frozenset[int]:
     """Layers whose outliers are restored: those nearest to both ends matter most (llm.npu, 3.3)."""
     keep = round((1 - pruned) * layers)
@@ -109,10 +150,15 @@ def restored_layers(layers: int, pruned: float) -> frozenset[int]:
     return frozenset(nearest[:keep])
 
 
-def subgraph_counts(work: ModelWork) -> tuple[int, int]:
-    """Subgraphs that all chunks share, and all subgraphs: only attention depends on the chunk."""
-    total = len(_STAGES) * len(work.layers)
-    return total - len(work.layers), total
+def subgraph_counts(work: ModelWork, mode: Mode = "w8a8") -> tuple[int, int]:
+    """Subgraphs that all chunks share, and all subgraphs: only attention depends on the chunk.
+
+    Whole layers are shared where keys and masks are inputs, as they are there.
+    """
+    layers = len(work.layers)
+    if mode == "w4a16":
+        return layers, layers
+    return (len(_STAGES) - 1) * layers, len(_STAGES) * layers
 
 
 def _layer_stages(index: int, *, restored: bool) -> list[Stage]:

@@ -104,15 +104,3 @@ class Decode:
     @property
     def joules(self) -> float:
         return self.watts * self.seconds
-
-
-def whole_graph_s(soc: Soc, work: ModelWork, rows: int, weight_bits: float) -> float:
-    """Seconds of a chunk with 16-bit activations, all layers in one NPU graph (QNN, T-MAN).
-
-    Bringing weights and multiplying overlap; values are twice as wide as 8-bit ones.
-    """
-    weights = work.weights
-    bring = weights * weight_bits / 8 / soc.npu_dma_bytes_s
-    multiply = rows * weights / soc.npu_fp16_macs_s
-    values = sum(p.values for layer in work.layers for _, p in layer.projections)
-    return max(bring, multiply) + 2 * rows * values / soc.npu_activation_bytes_s

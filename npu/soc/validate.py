@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from edge.jobs import CPU, NPU
+from edge.jobs import CPU, NPU, work_s
 from npu.soc.calibrate import decode_bytes
-from npu.soc.model import subgraph_s
+from npu.soc.model import subgraph_s, whole_layer_jobs
 from npu.soc.predict import (
     Decode,
     mean_prefill_s,
     plan_prefill,
     power_w,
-    whole_graph_s,
 )
 from npu.soc.published import (
     BITNET,
@@ -124,7 +123,8 @@ def energy_rows(soc: Soc) -> Iterator[Row]:
     """T-MAN's energy table: three powers are calibrated on."""
     npu_w, cpu_w = power_w(soc, 1, 0), power_w(soc, 0, 1)
     for row in (QNN, T_MAN_ROW):
-        seconds = whole_graph_s(soc, BITNET, T_MAN_CHUNK, row.weight_bits) / T_MAN_CHUNK
+        jobs = whole_layer_jobs(soc, BITNET, ENERGY_TOKENS, T_MAN_CHUNK, row.weight_bits)
+        seconds = work_s(jobs, NPU) / ENERGY_TOKENS
         yield from _energy(soc, row, npu_w, npu_w * seconds, NPU, calibrated=row is QNN)
     both = plan_prefill(soc, BITNET, ENERGY_TOKENS)
     joules = both.joules / ENERGY_TOKENS

@@ -59,6 +59,17 @@ def test_fewer_bits_decode_faster_and_the_npu_too(lutra: Lutra) -> None:
     assert rate("--generate", 8) > rate("--generate", 500)
 
 
+def test_whole_layers_on_the_npu_take_half_the_memory_and_no_order(lutra: Lutra) -> None:
+    both = {
+        mode: lutra("plan", "tiny", "--prompt", 600, "--mode", mode, "--json").json
+        for mode in ("w8a8", "w4a16")
+    }
+    assert both["w4a16"]["in_order"]["bubble_share"] == pytest.approx(0)
+    npu = {mode: values["memory"]["npu_weight_bytes"] for mode, values in both.items()}
+    assert npu["w8a8"] == 2 * npu["w4a16"]
+    assert both["w4a16"]["subgraphs"] == {"shared": 2, "total": 2}
+
+
 def test_for_people(lutra: Lutra) -> None:
     ran = lutra("plan", "tiny", "--soc", "sm8750", "--prompt", 600, "--plot")
     assert ran.code == 0

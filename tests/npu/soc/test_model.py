@@ -8,6 +8,7 @@ from edge.jobs import CPU, NPU, work_s
 from npu.soc.model import (
     Chunking,
     attention_s,
+    layer_s,
     prefill_jobs,
     restored_layers,
     subgraph_counts,
@@ -75,3 +76,15 @@ def test_less_is_restored_on_the_cpu_where_more_is_pruned() -> None:
         work_s(prefill_jobs(SOC, GEMMA, 256, Chunking(pruned=pruned)), CPU) for pruned in (0.0, 1.0)
     ]
     assert cpu[0] > cpu[1]
+
+
+def test_whole_layers_keep_the_npu_busy_and_overlap_weights_with_products() -> None:
+    jobs = prefill_jobs(SOC, SMALL, 512, Chunking(mode="w4a16"))
+    assert {job.processor for job in jobs} == {NPU}
+    assert len(jobs) == 2 * len(SMALL.layers)
+    assert jobs[-1].seconds > jobs[0].seconds  # attention sees more keys
+    layer = SMALL.layers[0]
+    one = [layer_s(SOC, layer, 0, 1, bits) for bits in (4, 2)]
+    assert one[0] == pytest.approx(2 * one[1], rel=0.05)
+    many = [layer_s(SOC, layer, 0, 256, bits) for bits in (4, 2)]
+    assert many[0] == many[1]
