@@ -178,8 +178,9 @@ def _layers(jobs: Sequence[Job]) -> int:
 def best_rule(jobs: Sequence[Job], advance: Callable[[int], None] = lambda _: None) -> Rule:
     """The out-of-order rule with the shortest simulation. Raises BadGraph.
 
-    One processor has nothing to gain and gets IN_ORDER. The rule depends on the expected times alone, so it may be kept for a number of chunks. `advance` is
-    called with the share of the work done since the last call, in percent.
+    One processor has nothing to gain and gets IN_ORDER. The rule depends on the expected times
+    alone, so it may be kept for a number of chunks. `advance` is called with the share of the work
+    done since the last call, in percent.
     """
     good_s = _NEAR * lower_bound_s(jobs)
     if len(processors_of(jobs)) < 2:

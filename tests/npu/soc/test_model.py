@@ -85,6 +85,6 @@ def test_whole_layers_keep_the_npu_busy_and_overlap_weights_with_products() -> N
     assert jobs[-1].seconds > jobs[0].seconds  # attention sees more keys
     layer = SMALL.layers[0]
     one = [layer_s(SOC, layer, 0, 1, bits) for bits in (4, 2)]
-    assert one[0] == pytest.approx(2 * one[1], rel=0.05)
+    assert one[0] == pytest.approx(2 * one[1], rel=0.1)
     many = [layer_s(SOC, layer, 0, 256, bits) for bits in (4, 2)]
     assert many[0] == many[1]
