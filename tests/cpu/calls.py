@@ -108,7 +108,8 @@ def save(path: Path, cases: list[Case]) -> None:
             for name, array in members.items():
                 arrays[f"{number}/{group}/{name}"] = array
         calls = [[call.kernel, list(call.slots)] for call in case.calls]
-        heads.append({"name": case.name, "threads": case.threads, "calls": calls})
+        head = {"name": case.name, "threads": case.threads, "calls": calls}
+        heads.append(head | {"scratch": case.scratch})
     arrays["heads"] = np.frombuffer(json.dumps(heads).encode(), np.uint8)
     np.savez(path, **arrays)  # type: ignore[arg-type]
 
@@ -118,8 +119,14 @@ def load(path: Path) -> list[Case]:
     with np.load(path) as arrays:
         heads = json.loads(arrays["heads"].tobytes())
         cases = [
-            Case(h["name"], {}, [Call(k, tuple(s)) for k, s in h["calls"]], h["threads"])
-            for h in heads
+            Case(
+                head["name"],
+                {},
+                [Call(kernel, tuple(slots)) for kernel, slots in head["calls"]],
+                head["threads"],
+                scratch=head["scratch"],
+            )
+            for head in heads
         ]
         for key in arrays.files:
             if key != "heads":

@@ -1,15 +1,11 @@
 """ARM64 under emulation: kernels compiled ahead against their twins, and the base package itself.
 
-The emulated Python is made by `sysroot.sh` beside this file; without it, these tests are skipped.
+The emulated Python is made by `sysroot.sh` beside this file (see `conftest`).
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -17,14 +13,13 @@ import numpy as np
 import pytest
 
 import edge
-from cpu.codegen import link
 from cpu.codegen.image import link_image
 from cpu.kernels import linear
-from cpu.kernels.kernel import Kernel
 from edge.formats import Format
 from edge.kvcache import CacheFormat
 from edge.target import Target
 from tests.checkpoints import make_checkpoint
+from tests.cpu.arm64.emulator import ALL_FORMATS, PROCESSORS, Emulator
 from tests.cpu.attention_cases import SHAPES as ATTENTION_SHAPES
 from tests.cpu.attention_cases import attention_case
 from tests.cpu.calls import Case, save
@@ -41,105 +36,64 @@ from tests.cpu.harness import (
     random_weights,
     whole_numbers,
 )
+from tests.cpu.row_cases import (
+    elementwise_cases,
+    embedding_case,
+    int8_case,
+    norm_case,
+    rope_case,
+)
 
 pytest.importorskip("ziglang", reason="libraries are linked by it")
 
-ROOT = Path(__file__).resolve().parents[3]
-
-# The least processor that has a target's features, and what its kernel says of it.
-PROCESSORS = dict(zip(ARM, ("cortex-a53", "cortex-a76", "max"), strict=True))
-FLAGS = {
-    "cortex-a53": "fp asimd",
-    "cortex-a76": "fp asimd asimdhp asimddp",
-    "max": "fp asimd asimdhp asimddp i8mm",
-}
+CHECK = Path(__file__).with_name("check.py")
 
 # Rows, width, rows of x, threads.
 SHAPES = ((1, 1, 1, 1), (150, 300, 3, 2), (64, 123, 1, 1), (70, 172, 2, 3))
 
 
-@dataclass(frozen=True)
-class Emulator:
-    """A Python for ARM64: `site` has its packages, `roots` a root folder for each processor."""
-
-    site: Path
-    roots: Path
-
-    def run(self, *words: object, processor: str = "max") -> str:
-        """Run it, with this checkout on its path; returns what it printed."""
-        root = self.roots / processor
-        command = ["qemu-aarch64", "-cpu", processor, "-L", root, root / "usr/bin/python3", *words]
-        settings = {
-            "PYTHONPATH": os.pathsep.join(map(str, (self.site, ROOT))),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        }
-        done = subprocess.run(
-            [str(word) for word in command],
-            env=os.environ | settings,
-            cwd=self.roots,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        said = done.stdout[-2000:] + done.stderr[-2000:]
-        assert done.returncode == 0, f"ended with {done.returncode}: {said}"
-        return done.stdout
-
-
-@pytest.fixture(scope="module")
-def arm64(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("LUTRA_ARM64") or cache / "lutra" / "arm64")
-    if not (folder / "complete").is_file() or shutil.which("qemu-aarch64") is None:
-        pytest.skip(f"no ARM64 Python at {folder}; run tests/cpu/arm64/sysroot.sh")
-    roots = tmp_path_factory.mktemp("roots")
-    for processor, flags in FLAGS.items():
-        describe(folder / "root", roots / processor, flags)
-    return Emulator(folder / "site", roots)
-
-
-def describe(plain: Path, root: Path, flags: str) -> None:
-    """Another root's system files, with a /proc/cpuinfo, which the emulator does not make."""
-    (root / "proc").mkdir(parents=True)
-    (root / "proc" / "cpuinfo").write_text(f"processor\t: 0\nFeatures\t: {flags}\n")
-    for name in ("etc", "lib", "usr"):
-        (root / name).symlink_to(plain / name)
-
-
-def cases_of(target: str) -> tuple[list[Case], list[Kernel]]:
-    """Everything that is compared on a target, and the kernels that it takes."""
+def cases_of(target: str) -> list[Case]:
+    """Everything that is compared on a target."""
     isa, rng = isa_of(target), np.random.default_rng(11)
-    pairs = [expand_case(isa, bits, rng, many=many) for bits in (2, 3, 4) for many in (False, True)]
-    pairs += [dot_case(isa, rng, whole=whole) for whole in (False, True)]
+    cases = [
+        expand_case(isa, bits, rng, many=many)[0] for bits in (2, 3, 4) for many in (False, True)
+    ]
+    cases += [dot_case(isa, rng, whole=whole)[0] for whole in (False, True)]
     for form in map(Format.parse, FORMATS):
-        made = [whole_numbers(form, rng, many=many) for many in (False, True)]
+        cases += [whole_numbers(form, rng, many=many) for many in (False, True)]
         for rows, width, batch, threads in SHAPES:
             x = rng.normal(size=(batch, width)).astype(np.float32)
             weights = random_weights(form, rows, width, rng)
-            made += [
+            cases += [
                 linear_case(form, weights, x, threads=threads, many=many) for many in (False, True)
             ]
-        pairs += [(case, kernels_of(form)) for case in made]
     for form in (Format.parse("f16"), Format.parse("f32")):
         kernel = linear.float_linear_kernel(form)
-        pairs += [(float_case(kernel, form, *shape), [kernel]) for shape in SHAPES]
+        cases += [float_case(kernel, form, *shape) for shape in SHAPES]
     for cache_format in get_args(CacheFormat):
-        pairs += [attention_case(cache_format, shape) for shape in ATTENTION_SHAPES]
-    return [case for case, _ in pairs], [kernel for _, kernels in pairs for kernel in kernels]
+        cases += [attention_case(cache_format, shape)[0] for shape in ATTENTION_SHAPES]
+    return cases + row_cases(isa.lanes)
+
+
+def row_cases(lanes: int) -> list[Case]:
+    """Kernels of whole rows, element by element, and of rows of a table."""
+    cases = [case for case, _ in elementwise_cases(2)]
+    for threads, private in ((1, False), (2, True)):
+        cases += [
+            norm_case(lanes, 2, 4, 18, threads=threads, private=private),
+            rope_case(3, 2, 22, 9, threads=threads, private=private),
+            int8_case(lanes, 3, 33, threads=threads, private=private),
+        ]
+    return cases + [embedding_case(Format.parse(form), 70, 36, threads=2) for form in ALL_FORMATS]
 
 
 @pytest.mark.parametrize("target", ARM)
 def test_kernels_compiled_ahead_are_their_twins(
-    arm64: Emulator, target: str, tmp_path: Path
+    arm64: Emulator, libraries: dict[str, Path], target: str, tmp_path: Path
 ) -> None:
-    cases, kernels = cases_of(target)
-    link.shared_library(object_of(isa_of(target), kernels), tmp_path / "kernels.so")
+    cases = cases_of(target)
     save(tmp_path / "cases.npz", cases)
-    script = Path(__file__).with_name("check.py")
-    said = arm64.run(
-        script, tmp_path / "kernels.so", tmp_path / "cases.npz", processor=PROCESSORS[target]
-    )
+    said = arm64.run(CHECK, libraries[target], tmp_path / "cases.npz", processor=PROCESSORS[target])
     assert said == f"{len(cases)} cases hold\n"
 
 
@@ -155,9 +109,8 @@ def test_code_images_are_their_twins(arm64: Emulator, target: str, tmp_path: Pat
     kernels = [kernel for _, kernels in pairs for kernel in kernels]
     (tmp_path / "kernels.code").write_bytes(link_image(object_of(isa, kernels)))
     save(tmp_path / "cases.npz", [case for case, _ in pairs])
-    script = Path(__file__).with_name("check.py")
     said = arm64.run(
-        script, tmp_path / "kernels.code", tmp_path / "cases.npz", processor=PROCESSORS[target]
+        CHECK, tmp_path / "kernels.code", tmp_path / "cases.npz", processor=PROCESSORS[target]
     )
     assert said == f"{len(pairs)} cases hold\n"
 
