@@ -4,9 +4,14 @@ The text is cut into windows of the context; every token of a window is predicte
 it. With --against, the same windows run through another bundle of the same model (usually f32), and
 the mean KL divergence of its predictions to this bundle's says what quantization costs.
 
+With --table, a checkpoint is converted to many formats, by each of the methods, and every form is
+measured against the float model: what each format costs, next to its size, and next to llama.cpp's.
+A small model draws the text itself.
+
 examples:
   lutra eval model.lutra --text book.txt
   lutra eval w4.lutra --text book.txt --against f32.lutra --json
+  lutra eval ./checkpoint --table --formats w4g32,w2g32 --qualities fast,good,best --plot kl.svg
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.accuracy import command as accuracy
 from apps.options import add_model_options, load_model
 from apps.output import print_json
 from apps.progress import Bar
@@ -36,9 +42,10 @@ _ROWS = 256
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
-    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="UTF-8 text")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 text")
     parser.add_argument("--against", metavar="BUNDLE", help="bundle to take KL divergence to")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="use the first N tokens alone")
+    accuracy.add_arguments(parser)
 
 
 @dataclass
@@ -65,6 +72,8 @@ class Score:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.table:
+        return accuracy.run_table(args)
     model = load_model(args)
     other = _load_other(args, model)
     ids = _read_tokens(args, model)
@@ -166,6 +175,8 @@ def _load_other(args: argparse.Namespace, model: Model) -> Model | None:
 
 
 def _read_tokens(args: argparse.Namespace, model: Model) -> list[int]:
+    if args.text is None:
+        raise UsageError("no text", "add --text FILE, or --table for a checkpoint")
     if args.max_tokens is not None and args.max_tokens < 2:
         raise UsageError(f"--max-tokens {args.max_tokens}", "use 2 or more")
     if model.context < 2:

@@ -14,8 +14,26 @@ from typing import Any
 
 from apps.bench.worker import Answer, Refusal, peak_rss_bytes
 
-# llama.cpp's enum llama_ftype.
-FILE_TYPES = {"Q2_K": 10}
+# llama.cpp's enum llama_ftype, of the formats that it makes without an importance matrix.
+FILE_TYPES = {
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q5_0": 8,
+    "Q2_K": 10,
+    "Q3_K_S": 11,
+    "Q3_K_M": 12,
+    "Q4_K_S": 14,
+    "Q4_K_M": 15,
+    "Q5_K_M": 17,
+    "Q6_K": 18,
+    "IQ3_XXS": 23,
+    "IQ4_NL": 25,
+    "IQ3_S": 26,
+    "IQ2_S": 28,
+    "IQ4_XS": 30,
+    "TQ1_0": 36,
+    "TQ2_0": 37,
+}
 
 # Rows that its quantizer holds at once; its own default is 8 GiB.
 _QUANTIZE_BYTES = 1 << 28
@@ -70,11 +88,11 @@ class LlamaCppSide:
             "system_info": self.lib.llama_print_system_info().decode().strip(" |"),
         }
 
-    def quantize(self, source: str, out: str, form: str, threads: int) -> Answer:
-        """Quantize a GGUF file, every matrix to the one format."""
+    def quantize(self, source: str, out: str, form: str, threads: int, pure: bool = True) -> Answer:
+        """Quantize a GGUF file, every matrix to the one format unless not `pure`."""
         parameters = self.lib.llama_model_quantize_default_params()
         parameters.ftype = FILE_TYPES[form]
-        parameters.pure = True
+        parameters.pure = pure
         parameters.nthread = threads
         parameters.max_buf_size = _QUANTIZE_BYTES
         paths = source.encode(), out.encode()

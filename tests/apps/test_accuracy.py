@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from apps.accuracy.command import lead
+from apps.accuracy.measure import Row, Score
+from apps.accuracy.peers import restore
+from apps.accuracy.plot import Axis, draw
+from apps.bench.gguf_file import interleave
+from apps.cli import main
+
+
+def row(name: str, size: int, kl: float, peer: bool = False) -> Row:
+    return Row(name, "good", "ref", size, 4.0, Score(kl, 5.0, 0.9), peer)
+
+
+ROWS = [
+    row("w4g32", 100, 0.1),
+    row("w3g32", 80, 0.4),
+    row("f32", 900, 0.0),
+    row("Q4_0", 110, 0.2, peer=True),
+    row("Q2_K", 80, 0.3, peer=True),
+    row("IQ1", 10, 3.0, peer=True),
+]
+
+
+def test_a_peer_is_compared_with_our_best_that_is_no_larger() -> None:
+    pairs = {peer.name: ours and ours.name for peer, ours in lead(ROWS)}
+    assert pairs == {"Q4_0": "w4g32", "Q2_K": "w3g32", "IQ1": None}
+
+
+def test_the_plot_has_a_point_for_every_row_that_diverges() -> None:
+    tree = ElementTree.fromstring(draw(ROWS, "a <b> & c"))
+    titles = [title.text for title in tree.iter("{http://www.w3.org/2000/svg}title")]
+    assert len(titles) == 5
+    assert "w4g32: 100 bytes, KL 0.1000" in titles
+    assert draw([], "none").endswith("</svg>\n")
+
+
+def test_decades_are_equally_far_apart() -> None:
+    axis = Axis(0.01, 10, 400, 100, log=True)
+    assert [axis.place(v) for v in (0.01, 0.1, 1, 10)] == pytest.approx([400, 300, 200, 100])
+
+
+def test_rows_come_back_from_the_peers_order() -> None:
+    rows = np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32)
+    assert (restore(interleave(rows, 8), 8) == rows).all()
+
+
+def test_table_of_a_trained_model(
+    stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every digit of the float model is found again, and the order of formats is as it must be."""
+    pytest.importorskip("gguf")
+    words = ["eval", str(stories), "--table", "--formats", "w8gc,w4g32", "--qualities", "fast"]
+    words += ["--max-tokens", "512", "--peer-formats", "F16,Q8_0,Q4_0", "--json", "--quiet"]
+    assert main([*words, "--plot", str(tmp_path / "kl.svg")]) == 0
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])
+    kl = {r["name"]: r["score"]["kl"] for r in values["rows"]}
+    assert abs(kl["f32"]) < 1e-9
+    assert kl["llama.cpp F16"] < 1e-5
+    assert kl["w8gc"] < 0.01 < kl["w4g32"] < 0.3
+    assert kl["llama.cpp Q8_0"] < 0.01 < kl["llama.cpp Q4_0"] < 0.3
+    assert [pair["peer"] for pair in values["lead"]] == [
+        "llama.cpp F16",
+        "llama.cpp Q8_0",
+        "llama.cpp Q4_0",
+    ]
+    assert values["tokens"] == 512
+    ElementTree.parse(tmp_path / "kl.svg")
+
+
+def test_without_a_text_or_a_table_the_cure_names_both(
+    stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from converter.convert import convert
+
+    convert(stories, tmp_path / "m.lutra", weights="w8gc")
+    assert main(["eval", str(tmp_path / "m.lutra")]) != 0
+    assert "add --text FILE, or --table" in capsys.readouterr().err
+
+
+def test_an_unknown_peer_format_is_refused(
+    stories: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gguf")
+    words = ["eval", str(stories), "--table", "--formats", "f16", "--qualities", "fast"]
+    assert main([*words, "--max-tokens", "256", "--peer-formats", "Q9"]) != 0
+    assert "Q9" in capsys.readouterr().err
