@@ -26,6 +26,7 @@ Arrays (tiles = ceil(rows / 64)):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +113,7 @@ class Part:
 
     @property
     def byte_count(self) -> int:
-        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)  # whole, whatever the shape
 
 
 def parts_of(form: Format, shape: tuple[int, ...]) -> dict[str, Part]:

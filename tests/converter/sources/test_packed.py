@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import edge
 from converter.convert import convert, prepare
 from converter.plan import Formats
 from converter.sources.open import open_source
 from edge.bundle import Bundle
-from edge.errors import BadWeights, LutraError, MissingTensor, UnsupportedMath, WrongShape
+from edge.errors import (
+    BadWeights,
+    LutraError,
+    MissingTensor,
+    TruncatedSource,
+    UnsupportedMath,
+    WrongShape,
+)
 from tests.checkpoints import edit_config, make_checkpoint, rewrite_weights
 from tests.converter.sources.test_gguf import Notes
 from tests.packed_checkpoints import (
@@ -341,3 +352,60 @@ def test_what_is_not_understood_is_named(
     edit_config(tmp_path / "source", quantization_config=section)
     with pytest.raises(UnsupportedMath, match=message):
         prepare(tmp_path / "source", Formats.parse())
+
+
+def test_a_header_of_an_exabyte(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source")
+    path = source / "model.safetensors"
+    path.write_bytes((1 << 60).to_bytes(8, "little") + path.read_bytes()[8:])
+    tracemalloc.start()
+    try:
+        with pytest.raises(TruncatedSource, match="with a header of 1152921504606846976"):
+            prepare(source, Formats.parse())
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", ["[4294967296, 4294967296]", "[73786976294838206464]"])
+def test_a_shape_whose_size_wraps_around(shape: str, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source")
+    header = (
+        f'{{"model.norm.weight": {{"dtype": "F32", "shape": {shape}, "data_offsets": [0, 0]}}}}'
+    )
+    content = len(header).to_bytes(8, "little") + header.encode()
+    (source / "model.safetensors").write_bytes(content)
+    with pytest.raises(TruncatedSource, match="its shape needs another count"):
+        prepare(source, Formats.parse())
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Weights of checkpoints of several packings, by the folders that they are in."""
+    base = tmp_path_factory.mktemp("fuzz")
+    for case in ("gptq 3 bits", "awq", "compressed-tensors, asymmetric", "bitnet"):
+        write(case, base / case)
+    return {str(f): (f / "model.safetensors").read_bytes() for f in base.iterdir()}
+
+
+@settings(max_examples=120)
+@given(data=st.data())
+def test_damage_anywhere_is_an_error_of_ours_or_none(
+    data: st.DataObject, packed: dict[str, bytes]
+) -> None:
+    folder = data.draw(st.sampled_from(sorted(packed)))
+    content = bytearray(packed[folder])
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, 6000))
+        change = data.draw(st.one_of(st.binary(min_size=1, max_size=4), st.sampled_from(_NUMBERS)))
+        content[place : place + len(change)] = change
+    (Path(folder) / "model.safetensors").write_bytes(bytes(content))
+    with contextlib.suppress(LutraError):
+        job = prepare(folder, Formats.parse())
+        for planned in job.plan.tensors:
+            name = planned.tensor.name
+            for _ in job.weights.codes(name) if planned.kept else job.weights.blocks(name):
+                pass
+
+
+_NUMBERS = [b"99999999", b"-1", b"0", b"[", b"1e9", b"null", b'"F16"', b"\xff\xff"]
