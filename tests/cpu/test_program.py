@@ -16,7 +16,7 @@ from converter.convert import convert
 from converter.synth import synthesize
 from cpu.backend import BACKEND
 from edge.generate import prefill
-from edge.kvcache import CacheFormat
+from edge.kvcache import CacheFormat, KVCache
 from edge.model import Model
 from edge.target import this_machine
 from tests.checkpoints import make_checkpoint
@@ -52,8 +52,8 @@ def load(bundle: Path, **settings: Any) -> Model:
     return edge.load(bundle, **{"target": BEST, "cache_format": "f32"} | settings)
 
 
-def one_by_one(model: Model, ids: NDArray[np.integer]) -> Logits:
-    cache = model.session().cache
+def one_by_one(model: Model, ids: NDArray[np.integer], cache: KVCache | None = None) -> Logits:
+    cache = cache or model.session().cache
     return np.concatenate([prefill(model.program, cache, [int(i)]) for i in ids])
 
 
@@ -151,6 +151,20 @@ def test_a_session_gives_what_a_fresh_one_does(
         tokens = [record.token for record in drawn]
     fresh = model.stream(list(ids), max_tokens=5, sampling=greedy)
     assert tokens == [record.token for record in fresh]
+
+
+def test_sessions_take_turns_as_one_of_them_grows(bundle: Callable[[str], Path]) -> None:
+    """A step has the addresses of the last cache it saw, and tables that all caches share grow."""
+    ids = np.random.default_rng(6).integers(0, 300, 300)
+    model = load(bundle("f32"))
+    expected = edge.load(bundle("f32"), target="ref").logits(ids)
+    short, long = model.session().cache, model.session().cache
+    steps = one_by_one(model, ids[:3], short)
+    assert distance(steps, expected[:3]) < FLOAT
+    assert distance(prefill(model.program, long, ids, all_logits=True), expected) < FLOAT
+    garbage = [np.full((1 << 14), np.nan, np.float32) for _ in range(64)]  # where the old ones were
+    assert distance(one_by_one(model, ids[3:6], short), expected[3:6]) < FLOAT
+    del garbage
 
 
 def test_smaller_caches_change_the_predictions_of_a_trained_model_little(
