@@ -37,7 +37,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml edge/version.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "lutra needs Python 3.11 or later, this is %d.%d; say make PYTHON=python3.11" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[convert,ahead,serve,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[convert,ahead,npu,serve,dev]"
 	@touch $@
 
 build/%-$(WEIGHTS).lutra: setup | $(if $(filter build/tiny,$(MODEL)),build/tiny)

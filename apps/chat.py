@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             _answer(chat, line)
     if args.json:
         messages = [vars(message) for message in chat.messages]
-        print_json({"messages": messages, "target": str(model.program.target), "note": model.note})
+        print_json({"messages": messages, "target": model.place, "note": model.note})
     return 0
 
 

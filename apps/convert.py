@@ -20,6 +20,7 @@ examples:
   lutra convert ./model m.lutra --lora ./adapter --lora ./style:0.5
   lutra convert ./model m.lutra --targets cpu:aarch64-android,dotprod,i8mm
   lutra convert ./model m.lutra --weights w3g32 --quality good --calibration my.txt
+  lutra convert ./model m.lutra --npu SM8650,SM8550 --chunk 256
   lutra convert ./model m.lutra --plan          show the plan, do nothing
 """
 
@@ -28,14 +29,17 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import get_args
 
 from apps.output import megabytes, print_json, print_table
 from apps.progress import Bar
 from converter.convert import DEFAULT_CHUNK, Job, prepare
 from converter.convert import run as run_job
+from converter.npu import NpuPlan, parse_names, plan_npu
 from converter.plan import Formats
 from converter.quality import Quality
 from edge.errors import UsageError
+from edge.npu import Mode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,9 +84,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER[:SCALE]",
         help="merge this adapter (PEFT layout), SCALE times; may be repeated",
     )
+    add_npu_options(parser)
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle at OUT")
     parser.add_argument("--plan", action="store_true", help="print the plan and stop")
+
+
+def add_npu_options(parser: argparse.ArgumentParser) -> None:
+    """What is made for NPUs."""
+    group = parser.add_argument_group("NPU prefill")
+    group.add_argument(
+        "--npu",
+        action="append",
+        default=[],
+        metavar="SOCS",
+        help="compile prefill for these SoCs (SM8650,SM8550), and keep its graphs for npu:ort, "
+        "ONNX Runtime standing in for an NPU; may be repeated",
+    )
+    group.add_argument(
+        "--npu-mode",
+        default="w8a8",
+        choices=get_args(Mode),
+        help="bits of weights and activations on the NPU (default w8a8, outliers on the CPU)",
+    )
+    group.add_argument(
+        "--prune-outliers",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="leave the outliers of this share of layers, the least important, to the NPU (0)",
+    )
+    group.add_argument(
+        "--smooth",
+        type=float,
+        default=0.0,
+        metavar="ALPHA",
+        help="SmoothQuant's share of activation scale that goes to the weights (0)",
+    )
+
+
+def _quality(args: argparse.Namespace) -> Quality:
+    """The quality asked for; a calibration text may be for the NPU's ranges alone."""
+    for_npu = args.npu and args.quality == "fast"
+    return Quality.parse(args.quality, None if for_npu else args.calibration)
+
+
+def _npu_plan(args: argparse.Namespace) -> NpuPlan | None:
+    return plan_npu(
+        parse_names(args.npu),
+        args.chunk,
+        mode=args.npu_mode,
+        pruned=args.prune_outliers,
+        smoothing=args.smooth,
+        text=args.calibration,
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,7 +154,8 @@ def run(args: argparse.Namespace) -> int:
         revision=args.revision,
         targets=args.targets,
         lora=args.lora,
-        quality=Quality.parse(args.quality, args.calibration),
+        quality=_quality(args),
+        npu=_npu_plan(args),
     )
     if not args.quiet:
         _print_plan(job)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from apps.output import print_json, print_table
 from apps.progress import Bar
-from edge.backend import BACKENDS, backend_for
+from edge.backend import BACKENDS, PROMPT_BACKENDS, backend_for, prompt_backend_for
 from edge.errors import LutraError
 from edge.selftest import FORMATS, Outcome, check_target
 from edge.target import FEATURES, Machine, Target, this_machine
@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 def check_unit(unit: str, machine: Machine) -> list[Finding]:
     """Try every target that this machine could run of a unit ("ref", "cpu", "npu:htp", ...)."""
+    if unit in PROMPT_BACKENDS:
+        return [_look(Target.parse(_example(unit, machine)))]
     if unit not in BACKENDS:
         return [Finding(_example(unit, machine), False, f"lutra {VERSION} has no {unit} backend")]
     example = _example(unit, machine)
@@ -80,6 +82,15 @@ def check_unit(unit: str, machine: Machine) -> list[Finding]:
     if reason := backend.leaves_out(None, machine):
         findings.insert(0, Finding(example, False, reason))
     return findings or [Finding(unit, False, "this machine cannot run it")]
+
+
+def _look(target: Target) -> Finding:
+    """Whether prompts run on an NPU target; what they need from a bundle, a bundle has or not."""
+    try:
+        place = prompt_backend_for(target).check(target)
+    except (LutraError, OSError) as error:
+        return Finding(str(target), False, str(error))
+    return Finding(str(target), True, f"runs prompts of bundles converted for it: {place}")
 
 
 def _try(target: Target) -> Finding:

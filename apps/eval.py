@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         "kl": score.kl if other is not None else None,
         "tokens": score.tokens,
         "context": model.context,
-        "target": str(model.program.target),
+        "target": model.place,
         "note": model.note,
     }
     if args.json:

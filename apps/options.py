@@ -23,6 +23,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="what to run on, such as ref; auto (default) is the best this machine runs",
     )
     parser.add_argument(
+        "--prefill",
+        default="auto",
+        metavar="TARGET",
+        help="what runs prompts: npu:htp-v75 (emulated on x86-64), npu:ort (ONNX Runtime standing "
+        "in for an NPU), cpu, or auto (default): this machine's NPU where the bundle has its code",
+    )
+    parser.add_argument(
+        "--decode",
+        metavar="TARGET",
+        help="what runs after the prompt, such as cpu (default: as --target)",
+    )
+    parser.add_argument(
         "--context", type=int, metavar="N", help="most tokens to hold (default: the bundle's)"
     )
     parser.add_argument(
@@ -45,6 +57,8 @@ def load_model(args: argparse.Namespace, other: str | None = None) -> Model:
         model = edge.load(
             other or args.bundle,
             target=args.target,
+            prefill=args.prefill,
+            decode=args.decode,
             context=args.context,
             cache_format=args.kv,
             threads=args.threads,

@@ -1,12 +1,13 @@
 """Continue a prompt.
 
 A bundle with a chat template gets the prompt as a user's message, unless --raw. With --json the
-text comes in the object, with the rates, which are measured.
+text comes in the object, with the rates, which are measured; an emulated NPU has none.
 
 examples:
   lutra run model.lutra -p "Once upon a time" --greedy
   echo "What is a lutra?" | lutra run model.lutra --max-tokens 50
   lutra run model.lutra --tokens "1 403 407" --json
+  lutra run model.lutra -p "Once upon a time" --prefill npu:htp-v75 --decode cpu
   lutra run model.lutra -p "Once upon a time" --trace run.json
 """
 
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     made = list(_shown(records, silent=args.json))
     last = made[-1]
     if args.trace is not None:
-        slices = generation_slices(made, str(model.program.target))
+        slices = generation_slices(made, model.place)
         write_trace(args.trace, [Run(f"lutra run {args.bundle}", "measured", slices)])
     if args.json:
         print_json(_values(model, made))
@@ -127,17 +128,18 @@ def _values(model: Model, records: list[Record]) -> dict[str, object]:
         "token_ids": [record.token for record in records if record.token is not None],
         "finish_reason": last.finish_reason,
         "prompt_tokens": last.prompt_tokens,
-        "prefill_tok_s": last.prefill_tok_s,
+        "prefill_tok_s": None if model.prefill_emulated else last.prefill_tok_s,
         "decode_tok_s": last.decode_tok_s,
         "rates": "measured",
-        "target": str(model.program.target),
+        "target": model.place,
         "note": model.note,
     }
 
 
 def _summary(model: Model, last: Record) -> str:
+    rate = f"at {last.prefill_tok_s:.1f} tok/s"
     return (
-        f"[{model.program.target}: {last.prompt_tokens} prompt tokens at "
-        f"{last.prefill_tok_s:.1f} tok/s, {last.generated_tokens} tokens at "
+        f"[{model.place}: {last.prompt_tokens} prompt tokens "
+        f"{'emulated' if model.prefill_emulated else rate}, {last.generated_tokens} tokens at "
         f"{last.decode_tok_s:.1f} tok/s (measured); ended by {last.finish_reason}]"
     )

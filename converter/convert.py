@@ -17,6 +17,7 @@ from converter.calibrated import Task, encode_calibrated
 from converter.keep import plan_source
 from converter.models import build_model
 from converter.models.builder import Model
+from converter.npu import NpuPlan, Origins, build_npu
 from converter.plan import Formats, Plan, PlannedTensor
 from converter.quality import FAST, Quality
 from converter.quantize.rtn import fit_tensor_scale, quantize_rows
@@ -63,6 +64,7 @@ class Job:
     plan: Plan
     chunk: int
     targets: tuple[Target, ...] = ()
+    npu: NpuPlan | None = None
     notes: tuple[str, ...] = ()
     quality: Quality = FAST
 
@@ -95,11 +97,12 @@ def prepare(
     targets: Sequence[str] = (),
     lora: Sequence[str] = (),
     quality: Quality = FAST,
+    npu: NpuPlan | None = None,
 ) -> Job:
     """Open and check a checkpoint and plan its conversion, reading no weights but their headers.
 
     `targets` are those to compile for, in their text form; `lora` adapters to merge, as FOLDER or
-    FOLDER:SCALE. Raises UnknownTarget, and the errors of
+    FOLDER:SCALE; `npu` what to make for NPUs. Raises UnknownTarget, and the errors of
     `converter.sources`, `converter.models` and `Weights.check`.
     """
     parsed = tuple(Target.parse(text) for text in targets)
@@ -110,7 +113,7 @@ def prepare(
     weights = Weights(model, checkpoint)
     weights.check()
     plan, notes = plan_source(weights, formats)
-    return Job(checkpoint, model, plan, chunk, parsed, notes, quality)
+    return Job(checkpoint, model, plan, chunk, parsed, npu, notes, quality)
 
 
 def run(
@@ -133,6 +136,10 @@ def run(
         if tokenizer_json is not None:
             writer.add_file(TOKENIZER, tokenizer_json)
         artifacts = _compile(job, writer)
+        npu = None
+        if job.npu is not None:
+            origin = Origins(job.model, job.weights, tokenizer.bos_id, tokenizer_json)
+            npu = build_npu(job.npu, origin, writer, watcher)
         watcher.start("checksums", job.plan.byte_count, "B")
         manifest = Manifest(
             lutra=VERSION,
@@ -150,6 +157,7 @@ def run(
             },
             files=writer.records(watcher.advance),
             artifacts=artifacts,
+            npu=npu,
         )
         writer.finish(manifest.to_text())
     return manifest
@@ -179,6 +187,7 @@ def convert(
     lora: Sequence[str] = (),
     quality: str = "fast",
     calibration: str | Path | None = None,
+    npu: NpuPlan | None = None,
     overwrite: bool = False,
     watcher: Watcher | None = None,
 ) -> Manifest:
@@ -196,6 +205,7 @@ def convert(
         targets=targets,
         lora=lora,
         quality=Quality.parse(quality, text),
+        npu=npu,
     )
     return run(job, Path(out), overwrite=overwrite, watcher=watcher)
 

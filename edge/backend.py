@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # Unit of a target (Target.unit) -> module with a `BACKEND`. Order is preference for "auto".
 BACKENDS: dict[str, str] = {"cpu": "cpu.backend", "ref": "edge.reference"}
 
+# The same for units that run prompts alone, beside a program that decodes.
+PROMPT_BACKENDS: dict[str, str] = {"npu:htp": "npu.htp.backend", "npu:ort": "npu.htp.backend"}
+
 
 class Program(Protocol):
     """A bundle's graph made ready on a target."""
@@ -91,8 +94,76 @@ class Backend(Protocol):
         ...
 
 
+class PromptProgram(Protocol):
+    """A bundle's prefill on an NPU. It cuts prompts into chunks of its own."""
+
+    @property
+    def place(self) -> str:
+        """What it runs on, in words, with what stands in for it."""
+        ...
+
+    @property
+    def emulated(self) -> bool:
+        """Whether it runs in emulation, where times mean nothing."""
+        ...
+
+    def run_prompt(
+        self, tokens: NDArray[np.int32], cache: KVCache, logit_rows: int
+    ) -> NDArray[np.float32]:
+        """Run tokens behind what `cache` holds, and advance it by their count.
+
+        Keys and values are written into the cache that decode reads: no copy is made. Returns
+        logits float32 [logit_rows, vocabulary] of the last `logit_rows` tokens.
+        """
+        ...
+
+
+class PromptBackend(Protocol):
+    """What makes prompt programs for one unit."""
+
+    def fitting(self, bundle: Bundle, machine: Machine) -> list[Target]:
+        """The bundle's targets that an NPU of this machine runs, best first; never an emulated."""
+        ...
+
+    def check(self, target: Target) -> str:
+        """What runs `target` on this machine, in words. Raises LutraError where nothing does."""
+        ...
+
+    def load(self, bundle: Bundle, target: Target) -> PromptProgram:
+        """Make the bundle's NPU program ready to run on `target`."""
+        ...
+
+
+def prompt_backend_for(target: Target) -> PromptBackend:
+    """The prompt backend of a target. Raises UnknownTarget where this version has none."""
+    if target.unit not in PROMPT_BACKENDS:
+        raise UnknownTarget(
+            f"target {target}: this version has no {target.unit} backend for prompts",
+            f"use one of {', '.join(PROMPT_BACKENDS)}; `lutra doctor` shows what runs here",
+        )
+    backend: PromptBackend = importlib.import_module(PROMPT_BACKENDS[target.unit]).BACKEND
+    return backend
+
+
+def choose_prompt_target(bundle: Bundle, machine: Machine | None = None) -> Target | None:
+    """The NPU of this machine that the bundle has a program for; None where there is none."""
+    if bundle.manifest.npu is None:
+        return None
+    machine = machine or this_machine()
+    for module in dict.fromkeys(PROMPT_BACKENDS.values()):
+        backend: PromptBackend = importlib.import_module(module).BACKEND
+        if targets := backend.fitting(bundle, machine):
+            return targets[0]
+    return None
+
+
 def backend_for(target: Target) -> Backend:
     """The backend of a target. Raises UnknownTarget where this version has none."""
+    if target.unit in PROMPT_BACKENDS:
+        raise UnknownTarget(
+            f"target {target}: the NPU runs prompts, not single tokens",
+            f"use --prefill {target}, with --decode for what runs after the prompt",
+        )
     if target.unit not in BACKENDS:
         raise UnknownTarget(
             f"target {target}: this version has no {target.unit} backend",

@@ -165,3 +165,24 @@ class BadTemplate(LutraError):
     """The chat template is missing, unsafe, or refuses the messages."""
 
     exit_code = 42
+
+
+# The NPU.
+
+
+class NpuRefused(LutraError):
+    """The NPU's compiler or runtime does not take a graph as it must be taken."""
+
+    exit_code = 50
+
+
+class NpuUnavailable(LutraError):
+    """The bundle has no program for this NPU, or the NPU's library is not here."""
+
+    exit_code = 51
+
+
+class NpuCrashed(LutraError):
+    """The NPU's compiler or emulator died on a graph; it ran in a process of its own."""
+
+    exit_code = 52

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edge.backend import Program
 from edge.errors import BadTokens
 from edge.kvcache import KVCache
+from edge.pair import Pair
 from edge.sampler import Sampler
 from edge.text import StopStrings, TextStream
 
@@ -77,6 +78,8 @@ def prefill(
     if not len(ids):
         raise BadTokens("no tokens to run", "give a prompt, or token ids")
     cache.require(len(ids))
+    if isinstance(program, Pair) and len(ids) > 1:
+        return program.prompt.run_prompt(ids, cache, len(ids) if all_logits else 1)
     logits, start = [], 0
     while start < len(ids):
         size = chunk_for(program, len(ids) - start)

@@ -8,6 +8,7 @@ it is what others are held to; processors keep float16, half the bytes for a dec
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -117,6 +118,15 @@ class KVCache:
         end = self.length + count
         keys, values = self.keys[layer][:, :end], self.values[layer][:, :end]
         return decode(keys, self.form), decode(values, self.form)
+
+    def at(self, position: int) -> KVCache:
+        """The same arrays as if filled up to `position`: how chunks of a prompt share a cache.
+
+        Room must be reserved before; the arrays of a cache that grows are others.
+        """
+        view = copy.copy(self)
+        view.length = position
+        return view
 
     def advance(self, count: int) -> None:
         """Count what a step appended in every layer."""

@@ -14,10 +14,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edge import graph as graphs
+from edge import npu
 from edge.backend import Artifact
 from edge.errors import BadManifest, LutraError, WrongSchema
 from edge.formats import Format
 from edge.graph import Graph
+from edge.npu import NpuRecord
 from edge.records import make
 from edge.target import Target
 
@@ -100,6 +102,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     artifacts: tuple[Artifact, ...] = ()
     source: str = ""
+    npu: NpuRecord | None = None
 
     def to_text(self) -> str:
         """The JSON text, with schema and digest."""
@@ -126,7 +129,7 @@ class Manifest:
                 {"path": a.path, "target": str(a.target), "tools": a.tools} for a in self.artifacts
             ],
             "files": {name: asdict(record) for name, record in self.files.items()},
-        }
+        } | ({} if self.npu is None else {"npu": npu.to_json(self.npu)})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -162,6 +165,8 @@ def _parse(data: Mapping[str, Any]) -> Manifest:
         "artifacts": [_artifact(record) for record in data["artifacts"]],
         "files": {_inside(name): make(FileRecord, r) for name, r in data["files"].items()},
     }
+    if "npu" in data:
+        parts["npu"] = _npu(data["npu"])
     plain = {name: data[name] for name in ("lutra", "name", "model_type", "config")}
     return make(Manifest, plain | parts | {"source": data.get("source", "")})
 
@@ -174,6 +179,14 @@ def _tensor(record: Mapping[str, Any]) -> TensorRecord:
 def _artifact(record: Mapping[str, Any]) -> Artifact:
     path, target = _inside(record["path"]), Target.parse(record["target"])
     return make(Artifact, {**record, "path": path, "target": target})
+
+
+def _npu(record: Mapping[str, Any]) -> NpuRecord:
+    made = npu.from_json(record)
+    for binary in made.binaries:
+        _inside(binary.path)
+        _inside(binary.context or "")
+    return made
 
 
 def _inside(name: str) -> str:

@@ -11,7 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.backend import Program, backend_for, choose_target
+from edge.backend import (
+    Program,
+    backend_for,
+    choose_prompt_target,
+    choose_target,
+    prompt_backend_for,
+)
 from edge.bundle import Bundle
 from edge.errors import BadTemplate, BadTokens, MissingDependency, UnknownTarget, UsageError
 from edge.generate import (
@@ -24,7 +30,9 @@ from edge.generate import (
 )
 from edge.kvcache import CacheFormat, KVCache, default_format
 from edge.manifest import TOKENIZER, GenerationDefaults
+from edge.pair import Pair
 from edge.sampler import Sampler, Sampling
+from edge.target import Target
 from edge.template import ChatTemplate, Message
 from edge.text import TextStream
 from edge.tokenizer import Tokenizer
@@ -197,6 +205,19 @@ class Model:
         return with_defaults(DEFAULT_SAMPLING, self.bundle.manifest.generation)
 
     @property
+    def place(self) -> str:
+        """What it runs on, in words."""
+        program = self.program
+        if isinstance(program, Pair):
+            return f"prefill on {program.prompt.place}, decode on {program.target}"
+        return str(program.target)
+
+    @property
+    def prefill_emulated(self) -> bool:
+        """Whether prompts run in emulation, so that their rate means nothing."""
+        return isinstance(self.program, Pair) and self.program.prompt.emulated
+
+    @property
     def _eos_ids(self) -> frozenset[int]:
         return frozenset(self.bundle.manifest.tokenizer.eos_ids)
 
@@ -236,6 +257,8 @@ def load(
     path: str | Path,
     *,
     target: str = "auto",
+    prefill: str = "auto",
+    decode: str | None = None,
     context: int | None = None,
     cache_format: CacheFormat | None = None,
     threads: int | None = None,
@@ -243,16 +266,21 @@ def load(
     """Open a bundle and make it ready to run.
 
     `target` is a target's text form, or "auto" for the best that this machine runs; where the
-    machine lacks some of it, the next one down is used, and a warning says why. `context` takes
-    less than the bundle's context, to save memory. `cache_format` None is what suits the target
-    (`edge.kvcache.default_format`). `threads` None is as many as there are fast
-    processors. Raises the errors of `Bundle.open`, UnknownTarget where nothing here runs the
-    target, UsageError for a context or a number of threads out of range.
+    machine lacks some of it, the next one down is used, and a warning says why. `prefill` may be an
+    NPU target, which then runs prompts, beside `decode` (`target`, unless given), which runs what
+    comes after; "auto" is the machine's NPU, where the bundle has a program for it and no other
+    target is asked for; "cpu" is none. `context` takes less than the bundle's context, to save
+    memory. `cache_format` None is what suits the target (`edge.kvcache.default_format`). `threads`
+    None is as many as there are fast processors. Raises the errors of `Bundle.open`, UnknownTarget
+    where nothing here runs the target, NpuUnavailable, NpuRefused or NpuCrashed where the NPU that
+    was asked for does not, UsageError for a context or a number of threads out of range.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads", "use 1 or more, or leave it to the machine")
     bundle = Bundle.open(path)
-    chosen = choose_target(target, bundle.manifest.artifacts)
+    asked = target if decode is None else decode
+    prompt = _prompt_target(bundle, prefill, target)
+    chosen = choose_target("auto" if asked == "cpu" else asked, bundle.manifest.artifacts)
     backend = backend_for(chosen.target)
     if refusal := backend.refuses(chosen.target, bundle.graph):
         raise UnknownTarget(f"{path} cannot run on {chosen.target}: {refusal}", "see lutra doctor")
@@ -263,10 +291,19 @@ def load(
             f"use 1 to {limit}, or convert again with a larger --context",
         )
     program = backend.load(bundle, chosen.target, threads)
+    if prompt is not None:
+        program = Pair(prompt_backend_for(prompt).load(bundle, prompt), program)
     if chosen.note:
         warnings.warn(chosen.note, LesserTarget, stacklevel=2)
     form = cache_format or default_format(chosen.target)
     return Model(bundle, program, context or limit, form, chosen.note)
+
+
+def _prompt_target(bundle: Bundle, prefill: str, target: str) -> Target | None:
+    """The NPU that runs prompts; None where what decodes runs them too."""
+    if prefill == "auto":
+        return choose_prompt_target(bundle) if target == "auto" else None
+    return None if prefill == "cpu" else Target.parse(prefill)
 
 
 def with_defaults(base: Sampling, defaults: GenerationDefaults) -> Sampling:

@@ -204,6 +204,29 @@ class StoredTensor:
         zeros = self.parts["zeros"][tile, :, lane] if self.form.asymmetric else None
         return dequantize(self.form, Quantized(codes, self.parts["scales"][tile, :, lane], zeros))
 
+    def columns(self, index: NDArray[np.integer]) -> NDArray[np.float32]:
+        """The columns at `index` as float32 [len(index), rows]; reads little else of the file."""
+        if not self.form.quantized:
+            return np.ascontiguousarray(self.parts["values"][:, index].T.astype(np.float32))
+        if self.form.bits == 8:
+            quad, place = np.divmod(index, QUAD)
+            codes = self.parts["codes"][:, quad, :, place]  # [columns, tiles, 64]
+        else:
+            step, bit = np.divmod(index, STEP)
+            planes = self.parts["planes"][:, step].transpose(1, 2, 0, 3)
+            bits = (planes >> bit[:, None, None, None].astype(np.uint8)) & 1
+            weights = (1 << np.arange(self.form.bits, dtype=np.uint8))[:, None, None]
+            codes = (bits * weights).sum(axis=1, dtype=np.uint8)
+        scales, group = self.parts["scales"], index
+        zero: int | NDArray[np.float32] = self.form.zero
+        if self.form.granularity != "tensor":
+            group = index // self.form.group_size(self.shape[1])
+            scales = scales[:, group].transpose(1, 0, 2)  # [columns, tiles, 64]
+        if self.form.asymmetric:
+            zero = self.parts["zeros"][:, group].transpose(1, 0, 2).astype(np.float32)
+        values = (codes.astype(np.float32) - zero) * scales.astype(np.float32)
+        return np.ascontiguousarray(values.reshape(len(index), -1)[:, : self.shape[0]])
+
 
 def dequantize(form: Format, rows: Quantized) -> NDArray[np.float32]:
     """(code - zero) * scale in float32, [rows, width]."""

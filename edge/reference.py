@@ -153,14 +153,25 @@ def rope(op: Rope, step: Step, weights: WeightCache) -> Values:
 
 
 def attention(op: Attention, step: Step, _weights: WeightCache) -> Values:
+    append(op, step)
+    return attend(op, step)
+
+
+def append(op: Attention, step: Step) -> None:
+    """Put the keys and values of the valid rows into the cache."""
+    layer = step.cache.layers[op.cache]
+    new = [
+        step.values[name].reshape(-1, layer.kv_heads, layer.head_dim).transpose(1, 0, 2)
+        for name in (op.key, op.value)
+    ]
+    step.cache.append(op.cache, *(values[:, : step.count] for values in new))
+
+
+def attend(op: Attention, step: Step) -> Values:
+    """Attention of the rows to what the cache holds up to them."""
     query = step.values[op.query]
     layer = step.cache.layers[op.cache]
     kv_heads, head_dim = layer.kv_heads, layer.head_dim
-    new = [
-        step.values[name].reshape(-1, kv_heads, head_dim).transpose(1, 0, 2)[:, : step.count]
-        for name in (op.key, op.value)
-    ]
-    step.cache.append(op.cache, *new)
     keys, values = step.cache.filled(op.cache, step.count)  # [kv_heads, context, head_dim]
     grouped = query.reshape(len(query), kv_heads, -1, head_dim).transpose(1, 2, 0, 3)
     scores = grouped @ keys[:, None].transpose(0, 1, 3, 2) * np.float32(op.scale)

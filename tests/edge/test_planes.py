@@ -145,3 +145,16 @@ def test_bits_per_weight_of_whole_tiles(name: str, bits: float) -> None:
     parts = planes.parts_of(Format.parse(name), (2048, 4096))
     total = 8 * sum(part.byte_count for part in parts.values()) / (2048 * 4096)
     assert total == pytest.approx(bits, abs=0.01)
+
+
+@pytest.mark.parametrize("text", [*QUANTIZED, "f16", "f32"])
+def test_columns_are_those_of_the_whole(text: str) -> None:
+    form, shape = Format.parse(text), (70, 172)
+    if form.quantized:
+        parts = planes.pack(form, random_quantized(form, 5, shape))
+    else:
+        values = np.random.default_rng(5).standard_normal(shape)
+        parts = {"values": values.astype(f"float{form.bits}")}
+    tensor = StoredTensor("t", form, shape, parts)
+    index = np.array([0, 171, 5, 64, 5])
+    np.testing.assert_array_equal(tensor.columns(index), tensor.dequantized()[:, index].T)

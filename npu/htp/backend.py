@@ -1,0 +1,183 @@
+"""The prompt backend of Qualcomm's HTP, and of ONNX Runtime standing in for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cpu.codegen.cache import cache_folder
+from edge.bundle import Bundle, file_sha256
+from edge.errors import AlteredBundle, NpuRefused, NpuUnavailable
+from edge.npu import Binary, NpuRecord
+from edge.pieces import Piece
+from edge.target import Machine, Target
+from npu.htp.context import check_header
+from npu.htp.device import this_soc
+from npu.htp.guard import run_child
+from npu.htp.lower import padded_width
+from npu.htp.program import HtpProgram, Placed
+from npu.htp.provider import cpu_session, emulated, load_qnn, qnn_session, versions
+from npu.htp.shadow import ShadowWeights
+from npu.htp.socs import SOCS
+
+_STAND_IN = Target("npu", "ort")
+
+
+class HtpBackend:
+    """Makes prompt programs. See `edge.backend.PromptBackend`."""
+
+    def fitting(self, bundle: Bundle, machine: Machine) -> list[Target]:
+        """The bundle's targets that a real NPU of this machine runs; emulation is never one."""
+        record, soc = bundle.manifest.npu, this_soc()
+        if record is None or soc is None or machine.arch != "aarch64":
+            return []
+        return [SOCS[soc].target] if any(b.soc == soc for b in record.binaries) else []
+
+    def check(self, target: Target) -> str:
+        """What runs `target` here, in words. Raises MissingDependency or NpuUnavailable."""
+        if target != _STAND_IN:
+            load_qnn()
+            return _place(target).text
+        return _place(target).text
+
+    def load(self, bundle: Bundle, target: Target) -> HtpProgram:
+        """Make the bundle's NPU program ready on `target`.
+
+        Raises NpuUnavailable where the bundle has none for it, or this machine nothing to run it
+        on; AlteredBundle, NpuRefused or NpuCrashed where its files are not what was compiled.
+        """
+        record = _record(bundle)
+        binaries = _choose(bundle, record, target)
+        _check_files(bundle, binaries)
+        if target != _STAND_IN:
+            load_qnn()
+            _try_first(bundle, binaries)
+        sessions = {}
+        for piece in record.pieces(bundle.graph):
+            path = bundle.folder / binaries[piece.name].path
+            session = cpu_session(path) if target == _STAND_IN else qnn_session(path)
+            _check_session(session, path, piece, bundle, record)
+            sessions[piece.name] = session
+        return HtpProgram(bundle, record, _place(target), sessions, _shadow(bundle, record))
+
+
+def _place(target: Target) -> Placed:
+    if target == _STAND_IN:
+        text = f"{target} (ONNX Runtime's CPU provider, standing in for an NPU)"
+        return Placed(target, text, emulated=False)
+    if emulated():
+        return Placed(target, f"{target} (Qualcomm's emulation)", emulated=True)
+    return Placed(target, str(target), emulated=False)
+
+
+def _record(bundle: Bundle) -> NpuRecord:
+    if bundle.manifest.npu is None:
+        raise NpuUnavailable(
+            f"{bundle.folder} has no NPU program",
+            "convert again with --npu SM8650 (or npu:ort, to try it here), or use --prefill cpu",
+        )
+    return bundle.manifest.npu
+
+
+def _choose(bundle: Bundle, record: NpuRecord, target: Target) -> dict[str, Binary]:
+    """The target's binaries by piece: on a phone its own SoC's, in emulation any."""
+    fitting = [binary for binary in record.binaries if binary.target == target]
+    if target != _STAND_IN and not emulated():
+        fitting = [binary for binary in fitting if binary.soc == this_soc()]
+    if fitting:
+        return {b.piece: b for b in fitting if b.soc == fitting[0].soc}
+    here = "" if target == _STAND_IN or emulated() else f", this is {this_soc() or 'no known SoC'}"
+    raise NpuUnavailable(
+        f"{bundle.folder} has no program for {target}{here}: it has {_listed(record)}",
+        f"use one of them, or convert again with --npu {this_soc() or target}",
+    )
+
+
+def _listed(record: NpuRecord) -> str:
+    names = {f"{b.target} ({b.soc})" if b.soc else str(b.target) for b in record.binaries}
+    return ", ".join(sorted(names)) or "none"
+
+
+def _files(bundle: Bundle, binary: Binary) -> list[Path]:
+    return [bundle.folder / name for name in (binary.path, binary.context) if name is not None]
+
+
+def _check_files(bundle: Bundle, binaries: dict[str, Binary]) -> None:
+    """Compare SHA-256, which context binaries have none of their own of, and headers.
+
+    An altered one often loads, and computes something else.
+    """
+    for binary in binaries.values():
+        for path in _files(bundle, binary):
+            expected = bundle.manifest.files[path.relative_to(bundle.folder).as_posix()]
+            if file_sha256(path) != expected.sha256:
+                raise AlteredBundle(
+                    f"{path}: contents are not what was written", "copy the bundle again"
+                )
+        if binary.context is not None:
+            soc = SOCS[binary.soc]
+            check_header(bundle.folder / binary.context, soc.number, soc.version)
+
+
+def _try_first(bundle: Bundle, binaries: dict[str, Binary]) -> None:
+    """Load the binaries in a child once, since a bad one can end the process.
+
+    That they loaded is remembered for these files with these versions.
+    """
+    hashes = [
+        bundle.manifest.files[path.relative_to(bundle.folder).as_posix()].sha256
+        for binary in binaries.values()
+        for path in _files(bundle, binary)
+    ]
+    key = hashlib.sha256(json.dumps([hashes, versions()]).encode()).hexdigest()
+    mark = cache_folder() / f"{key}.loads"
+    if mark.exists():
+        return
+    items = [
+        {"name": binary.piece, "path": str(bundle.folder / binary.path)}
+        for binary in binaries.values()
+    ]
+    run_child({"verb": "load", "items": items}, lambda _: None)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def _check_session(
+    session: Any, path: Path, piece: Piece, bundle: Bundle, record: NpuRecord
+) -> None:
+    """Inputs and outputs must be those that the program will give and take."""
+    activations, shapes = record.by_value(), bundle.graph.shapes()
+
+    def described(name: str, width: int) -> tuple[str, str, list[int]]:
+        return name, f"tensor(uint{activations[name].bits})", [record.rows, width]
+
+    need = [
+        described(name, padded_width(shapes[name][1], record.weight_bits)) for name in piece.inputs
+    ] + [described(name, shapes[name][1]) for name in piece.outputs]
+    found = [(one.name, one.type, list(one.shape)) for one in _ends(session)]
+    if sorted(found) != sorted(need):
+        wrong = next(one for one in [*found, *need] if one not in found or one not in need)
+        raise NpuRefused(
+            f"{path}: does not fit the manifest at {wrong[0]} ({wrong[1]} {wrong[2]})",
+            "convert the model again",
+        )
+
+
+def _ends(session: Any) -> Sequence[Any]:
+    return [*session.get_inputs(), *session.get_outputs()]
+
+
+def _shadow(bundle: Bundle, record: NpuRecord) -> ShadowWeights:
+    hot = {}
+    activations = record.by_value()
+    for piece in record.pieces(bundle.graph):
+        for op in piece.linears:
+            outliers = activations[op.x].outliers
+            hot[op.weight] = outliers.hot_channels if outliers is not None else ()
+    return ShadowWeights(bundle, record.shadow, hot)
+
+
+BACKEND = HtpBackend()

@@ -1,0 +1,55 @@
+"""Context binaries of pieces, for one SoC, each checked before it counts."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from edge.errors import NpuRefused
+from npu.htp.context import check_header
+from npu.htp.guard import Done, run_child
+from npu.htp.socs import Soc
+from npu.htp.trace import check_account, read_account
+
+
+def compile_pieces(
+    models: Mapping[str, Path], soc: Soc, folder: Path, done: Done, *, block_weights: bool
+) -> dict[str, tuple[Path, Path]]:
+    """Compile ONNX `models`, by piece, for a SoC into `folder`.
+
+    Returns each piece's ONNX file and the context binary that it refers to. `done` is called with
+    a piece's name when it is compiled. Raises NpuRefused with the op and the reason where any op is
+    not on the HTP or not in integers, or where a binary is for something else; NpuCrashed.
+    """
+    shutil.rmtree(folder, ignore_errors=True)  # the compiler writes over nothing
+    folder.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as traces:
+        items = []
+        for name, path in models.items():
+            trace = Path(traces) / name
+            trace.mkdir()
+            out = folder / f"{name}.onnx"
+            items.append({"name": name, "onnx": str(path), "out": str(out), "trace": str(trace)})
+        job = {"verb": "compile", "soc": soc.number, "block_weights": block_weights, "items": items}
+        try:
+            run_child(job, done)
+        except NpuRefused:
+            for name in models:  # the compiler's account says more than the exception
+                account = read_account(Path(traces) / name)
+                if account.refused:
+                    check_account(account, f"{name} for {soc.name}")
+            raise
+        for name in models:
+            check_account(read_account(Path(traces) / name), f"{name} for {soc.name}")
+    return {name: _checked(folder, name, soc) for name in models}
+
+
+def _checked(folder: Path, name: str, soc: Soc) -> tuple[Path, Path]:
+    path = folder / f"{name}.onnx"
+    found = sorted(folder.glob(f"{name}_*.bin"))
+    if not path.is_file() or len(found) != 1:
+        raise NpuRefused(f"{name} for {soc.name}: the compiler wrote no binary", "try again")
+    check_header(found[0], soc.number, soc.version)
+    return path, found[0]
