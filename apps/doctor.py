@@ -98,19 +98,20 @@ def _try(target: Target) -> Finding:
         outcome = check_target(target)
     except (LutraError, OSError) as error:
         return Finding(str(target), False, str(error))
-    return Finding(str(target), outcome.passed, _detail(outcome))
+    word = "emulated" if target.emulated else "measured"
+    return Finding(str(target), outcome.passed, _detail(outcome, word))
 
 
-def _detail(outcome: Outcome) -> str:
+def _detail(outcome: Outcome, word: str) -> str:
     """What was run and how well, or the first that was wrong."""
     for trial in outcome.trials:
         if not trial.passed:
             return (
                 f"a tiny model in {trial.form}, {trial.rows} rows at a time: relative error "
-                f"{trial.error:.1e} (measured), need under {trial.tolerance:.0e}"
+                f"{trial.error:.1e} ({word}), need under {trial.tolerance:.0e}"
             )
     errors = [f"{outcome.largest(quantized=kind):.0e}" for kind in (False, True)]
-    return f"relative errors up to {errors[0]} in float, {errors[1]} quantized (measured)"
+    return f"relative errors up to {errors[0]} in float, {errors[1]} quantized ({word})"
 
 
 def _units() -> tuple[str, ...]:

@@ -9,6 +9,7 @@ examples:
   lutra run model.lutra --tokens "1 403 407" --json
   lutra run model.lutra -p "Once upon a time" --prefill npu:htp-v75 --decode cpu
   lutra run model.lutra -p "Once upon a time" --trace run.json
+  lutra run model.lutra -p "Once upon a time" --decode npu:hvx-v67
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def _values(model: Model, records: list[Record]) -> dict[str, object]:
         "prompt_tokens": last.prompt_tokens,
         "prefill_tok_s": None if model.prefill_emulated else last.prefill_tok_s,
         "decode_tok_s": last.decode_tok_s,
-        "rates": "measured",
+        "rates": _rates(model),
         "target": model.place,
         "note": model.note,
     }
@@ -141,5 +142,10 @@ def _summary(model: Model, last: Record) -> str:
     return (
         f"[{model.place}: {last.prompt_tokens} prompt tokens "
         f"{'emulated' if model.prefill_emulated else rate}, {last.generated_tokens} tokens at "
-        f"{last.decode_tok_s:.1f} tok/s (measured); ended by {last.finish_reason}]"
+        f"{last.decode_tok_s:.1f} tok/s ({_rates(model)}); ended by {last.finish_reason}]"
     )
+
+
+def _rates(model: Model) -> str:
+    """What the rates are: an emulator's are no device's."""
+    return "emulated" if model.program.target.emulated else "measured"

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from edge.bundle import Bundle
 
 # Unit of a target (Target.unit) -> module with a `BACKEND`. Order is preference for "auto".
-BACKENDS: dict[str, str] = {"cpu": "cpu.backend", "ref": "edge.reference"}
+BACKENDS: dict[str, str] = {
+    "cpu": "cpu.backend",
+    "ref": "edge.reference",
+    "npu:hvx": "npu.hvx.backend",
+}
 
 # The same for units that run prompts alone, beside a program that decodes.
 PROMPT_BACKENDS: dict[str, str] = {"npu:htp": "npu.htp.backend", "npu:ort": "npu.htp.backend"}

@@ -69,6 +69,15 @@ class Bundle:
         parts = {part: self._weights.array(f"{name}.{part}") for part in parts_of(form, shape)}
         return StoredTensor(name, form, shape, parts)
 
+    @property
+    def weights_path(self) -> Path:
+        """The file that has all tensors."""
+        return self.folder / WEIGHTS
+
+    def start(self, name: str, part: str) -> int:
+        """First byte, in the weights file, of one of a tensor's arrays."""
+        return self._weights.entries[f"{name}.{part}"].start
+
     def byte_count(self, name: str) -> int:
         """Bytes that a tensor takes in the weights file."""
         form = self.manifest.tensors[name].form

@@ -78,6 +78,11 @@ class Target:
         """What a backend is registered for: "ref", "cpu", "npu:htp", "npu:hvx" or "npu:ort"."""
         return f"npu:{self.arch.partition('-')[0]}" if self.kind == "npu" else self.kind
 
+    @property
+    def emulated(self) -> bool:
+        """Whether only an emulator runs it: what it computes counts, how fast does not."""
+        return self.arch == "hvx-v67"
+
     def below(self, other: Target) -> bool:
         """Whether it is another target for the same processors that needs no more than `other`."""
         same = (self.kind, self.arch) == (other.kind, other.arch)

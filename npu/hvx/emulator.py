@@ -5,9 +5,11 @@ What it computes is what a device computes, to the bit; how long it takes says n
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import struct
 import subprocess
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ class Emulator:
         self._process = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
+        self._end = weakref.finalize(self, _end, self._process)
 
     def __enter__(self) -> Emulator:
         return self
@@ -52,14 +55,7 @@ class Emulator:
 
     def close(self) -> None:
         """End the process."""
-        process = self._process
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                continue
-        process.wait()
+        self._end()
 
     def allocate(self, byte_count: int) -> int:
         """Address of new memory, all zeros. Raises LutraError where there is no more."""
@@ -128,6 +124,15 @@ class Emulator:
         said = self._process.stderr.read().decode(errors="replace").strip()[-500:]
         status = self._process.wait()
         return LutraError(f"emulated Hexagon ended with {status}: {said}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Close the pipes of a process, at which it ends, and wait for that."""
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
+    process.wait()
 
 
 def symbols(program: bytes) -> dict[str, int]:
