@@ -73,6 +73,17 @@ class DotProduct(Protocol):
     ) -> Value: ...
 
 
+class PairProduct(Protocol):
+    """accumulator += codes @ activations.T: int32 [2, 2] += uint8 [2, 8] by int8 [2, 8].
+
+    All are vectors of 16 bytes, row after row.
+    """
+
+    def __call__(
+        self, code: Code, accumulator: Value, codes: Value, activations: Value
+    ) -> Value: ...
+
+
 @dataclass(frozen=True)
 class Tiles:
     """A matrix unit with eight tiles of 16 rows of 64 bytes, numbered 0 to 7.
@@ -121,7 +132,8 @@ class Isa:
     row or two, `many` gives what is used for many rows the fewest accumulators. At 8 bits there is
     nothing to expand, and `dot_bytes` takes the codes as they are stored. `dots_by_lane` says that
     they can take 4 activations out of a vector, so that these are loaded together. For many rows,
-    the accumulators of `together` rows and slots are in registers at a time.
+    the accumulators of `together` rows and slots are in registers at a time, and `dot_pairs`, where
+    there is one, takes codes of two outputs with both terms of a row.
     """
 
     name: str
@@ -139,6 +151,7 @@ class Isa:
     tuning: str = ""
     data_layout: str = ""
     dots_by_lane: bool = False
+    dot_pairs: PairProduct | None = None
     tiles: Tiles | None = None
 
     @property

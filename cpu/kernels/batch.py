@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from cpu.codegen.language import F32, I8, Code, Value
+from cpu.codegen.language import F32, I8, I32, Code, Value, Variable
 from cpu.kernels import linear
 from cpu.kernels.activations import TERMS
 from cpu.kernels.blocks import Outputs, Shape, Terms
@@ -35,8 +35,9 @@ def batch_kernel(form: Format) -> Kernel:
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         first, last = thread.share(a.integer("tiles"))
+        kind = _Tile if code.isa.dot_pairs is None else _PairTile
         with code.loop(first, last) as tile:
-            _Tile(code, a, thread, tile, shape).run()
+            kind(code, a, thread, tile, shape).run()
 
     return Kernel(f"batch_{form}", SLOTS, body)
 
@@ -88,11 +89,15 @@ class _Tile(Outputs):
         code, size = self.code, self.code.isa.vector_bytes
         with code.loop(first, last) as index:
             place = (index - first) * self.step_bytes
-            for i, vector in enumerate(self.vectors(index, part, tail=True)):
+            for i, vector in self.panel_vectors(index, part):
                 code.store(vector, self.panel, place + i * size)
             ahead = (index + PANEL // STEP) * self.shape.step_bytes
             for line in range(0, self.shape.step_bytes, _LINE):
                 code.prefetch(self.codes, ahead + line)
+
+    def panel_vectors(self, index: Value, part: int) -> Iterator[tuple[int, Value]]:
+        """Codes of a step, with where in the panel they go."""
+        return enumerate(self.vectors(index, part, tail=True))
 
     def multiply(self, first: Value, last: Value, part: int) -> None:
         """Add the blocks of a panel to the sums of all rows."""
@@ -149,3 +154,84 @@ class _Tile(Outputs):
                     for dots, values in zip(row_terms, row_taken, strict=True):
                         held = dots[slots.index(slot)]
                         held.set(dot(code, held.get(), vector, values[i]))
+
+
+# Of 4 lanes of one vector and 4 of another: the first two of each by turns, and the last two.
+_ZIPPED = ([0, 4, 1, 5], [2, 6, 3, 7])
+
+# The way back: of two such vectors, what was the one and what was the other.
+_UNZIPPED = ([0, 2, 4, 6], [1, 3, 5, 7])
+
+
+class _PairTile(_Tile):
+    """The same by products of 2 outputs by 8 weights with both terms of a row at once.
+
+    The panel has each slot's 4 outputs as two vectors, of 2 outputs by 8 weights. In place of the
+    accumulators of the high and the low term, a slot has those of its first and last two outputs,
+    whose lanes are high, low, high, low; after a block they are taken apart.
+    """
+
+    def __init__(self, code: Code, a: Arguments, thread: Thread, tile: Value, shape: Shape) -> None:
+        super().__init__(code, a, thread, tile, shape)
+        assert code.isa.dot_pairs is not None
+        assert code.isa.lanes == 4
+        self.dot = code.isa.dot_pairs
+
+    def panel_vectors(self, index: Value, part: int) -> Iterator[tuple[int, Value]]:
+        kind, firsts = I32.of(4), dict[int, Value]()
+        vectors = zip(self.layout.slots, self.vectors(index, part, tail=True), strict=True)
+        for slot, vector in vectors:
+            if slot not in firsts:
+                firsts[slot] = vector
+                continue
+            for i, lanes in enumerate(_ZIPPED):
+                pair = firsts[slot].cast(kind).shuffle(lanes, vector.cast(kind))
+                yield 2 * slot + i, pair.cast(vector.type)
+
+    def start(self, x: Value, block: Value, slots: Sequence[int]) -> Terms:
+        code, (high, low) = self.code, super().start(x, block, slots)
+        return [
+            [code.variable(h.get().shuffle(lanes, w.get())) for h, w in zip(high, low, strict=True)]
+            for lanes in _ZIPPED
+        ]
+
+    def step(
+        self,
+        xs: Sequence[Value],
+        index: Value,
+        place: Value,
+        slots: Sequence[int],
+        terms: Sequence[Terms],
+    ) -> None:
+        code, size = self.code, self.code.isa.vector_bytes
+        taken = [self.both_terms(x, index * STEP) for x in xs]
+        for number, slot in enumerate(slots):
+            for i in range(len(_ZIPPED)):
+                vector = code.load(I8.of(size), self.panel, place + (2 * slot + i) * size)
+                for row_terms, values in zip(terms, taken, strict=True):
+                    held = row_terms[i][number]
+                    held.set(self.dot(code, held.get(), vector, values))
+
+    def both_terms(self, x: Value, offset: Value) -> Value:
+        """8 bytes of the high and 8 of the low term."""
+        low_offset = offset + self.a.integer("padded")
+        high, low = (self.code.load(I8.of(8), x, place) for place in (offset, low_offset))
+        return high.shuffle(range(16), low)
+
+    def add_scaled(
+        self,
+        x: Value,
+        place: tuple[Value, int],
+        terms: Terms,
+        slots: Sequence[int],
+        scales: Sequence[Value | None],
+        sums: Sequence[Variable],
+    ) -> None:
+        apart = [
+            [
+                self.code.variable(first.get().shuffle(lanes, last.get()))
+                for first, last in zip(*terms, strict=True)
+            ]
+            for lanes in _UNZIPPED
+        ]
+        super().add_scaled(x, place, apart, slots, scales, sums)

@@ -179,6 +179,14 @@ def whole_numbers(form: Format, rng: np.random.Generator, *, many: bool = False)
     return case
 
 
+def largest_sums(form: Format, *, most: bool, many: bool = False) -> Case:
+    """All codes the largest or all the least, by the largest activations of either sign."""
+    weights = random_weights(form, 64, 256, np.random.default_rng(6))
+    weights.codes[:] = form.levels - 1 if most else 0
+    x = np.full((2, 256), PEAK, np.float32) * np.array([[1], [-1]], np.float32)
+    return linear_case(form, weights, x, many=many)
+
+
 def float_case(
     kernel: Kernel, form: Format, rows: int, width: int, batch: int, threads: int
 ) -> Case:

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpu.kernels import linear
-from cpu.kernels.activations import PEAK
 from edge.formats import Format
 from tests.cpu.calls import Case, check, run
 from tests.cpu.harness import (
     FORMATS,
     float_case,
     isa_of,
+    largest_sums,
     linear_case,
     linear_functions,
     loaded,
@@ -61,13 +61,9 @@ def test_integers_are_exact(target: str, form: str, many: bool) -> None:
 @every_target
 @every_format
 @either_kernel
-@pytest.mark.parametrize("code", ["least", "most"])
-def test_the_largest_sums_do_not_overflow(target: str, form: str, many: bool, code: str) -> None:
-    parsed = Format.parse(form)
-    weights = random_weights(parsed, 64, 256, np.random.default_rng(6))
-    weights.codes[:] = 0 if code == "least" else parsed.levels - 1
-    x = np.full((2, 256), PEAK, np.float32) * np.array([[1], [-1]], np.float32)
-    case = linear_case(parsed, weights, x, many=many)
+@pytest.mark.parametrize("most", [False, True], ids=["least", "most"])
+def test_the_largest_sums_do_not_overflow(target: str, form: str, many: bool, most: bool) -> None:
+    case = largest_sums(Format.parse(form), most=most, many=many)
     check(case, run(linear_functions(target, form), case))
 
 

@@ -31,6 +31,7 @@ from tests.cpu.harness import (
     float_case,
     isa_of,
     kernels_of,
+    largest_sums,
     linear_case,
     object_of,
     random_weights,
@@ -60,7 +61,9 @@ def cases_of(target: str) -> list[Case]:
     ]
     cases += [dot_case(isa, rng, whole=whole)[0] for whole in (False, True)]
     for form in map(Format.parse, FORMATS):
-        cases += [whole_numbers(form, rng, many=many) for many in (False, True)]
+        for many in (False, True):
+            cases += [whole_numbers(form, rng, many=many)]
+            cases += [largest_sums(form, most=most, many=many) for most in (False, True)]
         for rows, width, batch, threads in SHAPES:
             x = rng.normal(size=(batch, width)).astype(np.float32)
             weights = random_weights(form, rows, width, rng)
