@@ -50,7 +50,8 @@ class Exact:
     def __init__(self, model: Model, weights: Weights, samples: Samples) -> None:
         self.samples = samples
         self.graph = model.graph
-        self._log_probs = log_softmax(run_all(model.graph, FloatTensors(weights), samples))
+        self.logits = run_all(model.graph, FloatTensors(weights), samples)
+        self._log_probs = log_softmax(self.logits)
 
     def score(self, logits: Values) -> Score:
         """Compare logits [tokens of all sequences, vocabulary]."""
