@@ -22,10 +22,9 @@ def read_header(path: Path) -> tuple[int, int]:
         if len(head) == _SOC_AT + 4:
             (length,) = struct.unpack_from("<Q", head, _LENGTH_AT)
             (soc,) = struct.unpack_from("<I", head, _SOC_AT)
-            file.seek(_TABLE_AT + length - 4 if length < path.stat().st_size else 0)
-            last = file.read(4)
-            if length >= 4 and len(last) == 4:
-                return soc, struct.unpack("<I", last)[0]
+            if 4 <= length <= path.stat().st_size - _TABLE_AT:
+                file.seek(_TABLE_AT + length - 4)
+                return soc, struct.unpack("<I", file.read(4))[0]
     raise NpuRefused(f"{path}: no context binary", "convert again")
 
 

@@ -45,7 +45,7 @@ def _follow(path: Path, done: Done, complaints: IO[bytes]) -> tuple[str, int]:
     python_path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     begun = ""
     with subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "npu.htp.child", str(path)],
+        [sys.executable, "-P", "-m", "npu.htp.child", str(path)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=complaints,
