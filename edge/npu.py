@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.graph import Gate, Graph
+from edge.graph import Graph
 from edge.pieces import Piece, static_pieces
 from edge.records import make
 from edge.target import Target
@@ -162,11 +162,6 @@ class NpuRecord:
 
     def by_value(self) -> dict[str, Activation]:
         return {activation.value: activation for activation in self.activations}
-
-
-def all_gates(graph: Graph) -> tuple[str, ...]:
-    """The values of all gates of a graph."""
-    return tuple(op.out for op in graph.ops() if isinstance(op, Gate))
 
 
 def to_json(record: NpuRecord) -> dict[str, Any]:
