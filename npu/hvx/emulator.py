@@ -140,13 +140,17 @@ def symbols(program: bytes) -> dict[str, int]:
     return {name: value for name, value, _ in symbol_table(program)}
 
 
+def text_words(code: bytes) -> tuple[int, ...]:
+    """The machine code of an object file: the words of its section with instructions."""
+    for _, kind, flags, _, start, size, *_ in _sections(code):
+        if kind == 1 and flags & 4:  # bits of the program, executable
+            return struct.unpack_from(f"<{size // 4}I", code, start)
+    return ()
+
+
 def symbol_table(program: bytes) -> list[tuple[str, int, int]]:
     """Name, address and size of every symbol."""
-    (table,) = struct.unpack_from("<I", program, 32)
-    entry_bytes, count = struct.unpack_from("<HH", program, 46)
-    sections = [
-        struct.unpack_from("<10I", program, table + index * entry_bytes) for index in range(count)
-    ]
+    sections = _sections(program)
     found = []
     for _, kind, _, _, start, size, link, *_ in sections:
         if kind == 2:  # the symbol table; `link` is the section of its names
@@ -156,3 +160,10 @@ def symbol_table(program: bytes) -> list[tuple[str, int, int]]:
                 end = program.index(b"\0", texts + name)
                 found.append((program[texts + name : end].decode(), value, length))
     return found
+
+
+def _sections(code: bytes) -> list[tuple[int, ...]]:
+    """The section headers of an ELF file of 32 bits."""
+    (table,) = struct.unpack_from("<I", code, 32)
+    entry_bytes, count = struct.unpack_from("<HH", code, 46)
+    return [struct.unpack_from("<10I", code, table + index * entry_bytes) for index in range(count)]

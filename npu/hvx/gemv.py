@@ -22,22 +22,22 @@ from cpu.codegen.language import F32, I32, I64, Code, Value, Variable
 from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
 from edge.formats import Format
 from edge.planes import QUAD, STEP, TILE, Quantized
-from npu.hvx import tables, vectors
+from npu.hvx import inner, tables, vectors
 from npu.hvx.isa import VECTOR_BYTES
-from npu.hvx.tables import BLOCK
+from npu.hvx.tables import BLOCK, TABLE_BYTES
 from npu.hvx.weights import BYTE_SHIFT, RowScales, group_of, offset_of
 
 SLOTS = (
     *("tables", "bytes", "sums", "ratios", "peaks"),
     *("codes", "steps", "offsets", "units", "bias", "out", "sums_out"),
-    *("width", "tiles", "factor"),
+    *("width", "tiles", "factor", "scratch"),
 )
+
+# What a thread needs of `scratch`: a vector, and the arguments of a scheduled loop.
+SCRATCH_BYTES = 512
 
 _HALF = TILE // 2
 _STEPS = BLOCK // STEP
-
-# Offsets times sums of activations, in two products of 16 bits: the sum's last bits, and the rest.
-_SPLIT = 7
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,90 @@ def lookup_kernel(form: Format) -> Kernel:
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         first, last = thread.share(a.integer("tiles"))
+        _clear(code, a, first, last)
+        whole = _whole_blocks(code, a, form)
+        with code.when(first < last), code.loop(0, whole) as block:
+            _Blocks(code, a, _Shape(form), thread).run(block, first, last)
         with code.loop(first, last) as tile:
-            _Tile(code, a, _Shape(form), tile).run()
+            _Tile(code, a, _Shape(form), tile).run(whole)
         finish(code, a, first, last)
 
     return Kernel(f"lookup_{form}", SLOTS, body)
+
+
+def _clear(code: Code, a: Arguments, first: Value, last: Value) -> None:
+    with code.loop(first * 2, last * 2) as half:
+        zero = code.constant(vectors.VECTOR, 0)
+        vectors.store(zero, a.pointer("sums_out"), half * VECTOR_BYTES)
+
+
+def _whole_blocks(code: Code, a: Arguments, form: Format) -> Value:
+    """How many blocks a scheduled loop takes: its codes must be whole vectors."""
+    if not inner.covers(form):
+        return code.constant(I64, 0)
+    aligned = (_address(a.pointer("codes")) & (VECTOR_BYTES - 1)).equals(0)
+    return aligned.select(a.integer("width") // BLOCK, 0)
+
+
+def _address(pointer: Value) -> Value:
+    """A pointer as a number."""
+    code = pointer.code
+    return Value(code, I32, code.builder.ptrtoint(pointer.ir, I32.ir))
+
+
+class _Blocks:
+    """Writes the call of a scheduled loop: a block of 256 activations with all tiles."""
+
+    def __init__(self, code: Code, a: Arguments, shape: _Shape, thread: Thread) -> None:
+        self.code, self.a, self.shape = code, a, shape
+        self.scratch = code.offset(a.pointer("scratch"), thread.index * SCRATCH_BYTES)
+        self.words = code.offset(self.scratch, VECTOR_BYTES)
+
+    def run(self, block: Value, first: Value, last: Value) -> None:
+        if not inner.covers(self.shape.form):
+            return
+        code, a, shape = self.code, self.a, self.shape
+        steps = (a.integer("width") + (STEP - 1)) // STEP
+        code_stride = steps * shape.step_bytes
+        groups = (a.integer("width") + (shape.group - 1)) // shape.group
+        scale_stride = groups * (2 * TILE) if shape.scaled else code.constant(I64, 2 * TILE)
+        group = block * shape.groups
+        scale = first * scale_stride + (group * (2 * TILE) if shape.scaled else 0)
+        places = {
+            "tables": block * TABLE_BYTES,
+            "codes": first * code_stride + block * (_STEPS * shape.step_bytes),
+            "steps": scale,
+            "offsets": scale,
+            "sums": group * VECTOR_BYTES,
+            "sums_out": first * (4 * TILE),
+        }
+        values = [
+            *(_address(code.offset(a.pointer(name), place)) for name, place in places.items()),
+            _address(self.scratch),
+            code.load(I32, a.pointer("ratios"), block * 4),
+            *(value.to(I32) for value in (last - first, code_stride, scale_stride)),
+        ]
+        for place, value in enumerate(values):
+            code.store(value, self.words, 4 * place)
+        if shape.form.asymmetric:
+            self.store_parts(group)
+        code.call_named(inner.name_of(shape.form), self.words)
+
+    def store_parts(self, group: Value) -> None:
+        """The sums of the block's groups of activations, in two parts each."""
+        code = self.code
+        for index in range(self.shape.groups):
+            place = (group + index) * VECTOR_BYTES
+            word = code.load(I32, self.a.pointer("sums"), place)
+            for part, value in enumerate(_parts(word, inner.SPLIT)):
+                at = 4 * (len(inner.WORDS) + 2 * index + part)
+                code.store(value, self.words, at)
+
+
+def _parts(word: Value, split: int) -> tuple[Value, Value]:
+    """The last bits of a number and the rest, each in both halves of a word."""
+    last, rest = word & ((1 << split) - 1), word.signed_shift(split)
+    return last | (last << 16), (rest & 0xFFFF) | (rest << 16)
 
 
 class _Tile:
@@ -95,11 +174,15 @@ class _Tile:
         self.blocks = (width + (BLOCK - 1)) // BLOCK
         self.tile = tile
 
-    def run(self) -> None:
+    def run(self, start: Value) -> None:
+        """Add the blocks from `start` on to the tile's totals."""
         code, a = self.code, self.a
         zero = code.constant(vectors.VECTOR, 0)
-        totals = [code.variable(zero) for _ in range(2)]
-        with code.loop(0, self.blocks) as block:
+        places = [(self.tile * 2 + half) * VECTOR_BYTES for half in range(2)]
+        totals = [
+            code.variable(vectors.load(code, a.pointer("sums_out"), place)) for place in places
+        ]
+        with code.loop(start, self.blocks) as block:
             sums = [code.variable(zero) for _ in range(2)]
             for index in range(self.shape.groups):
                 group = block * self.shape.groups + index
@@ -109,8 +192,7 @@ class _Tile:
             ratio = vectors.splat(code.load(I32, a.pointer("ratios"), block * 4))
             for total, made in zip(totals, sums, strict=True):
                 total.set(total.get() + vectors.scaled(made.get(), ratio))
-        for half, total in enumerate(totals):
-            place = (self.tile * 2 + half) * VECTOR_BYTES
+        for place, total in zip(places, totals, strict=True):
             vectors.store(total.get(), a.pointer("sums_out"), place)
 
     def add_group(self, group: Value, first: Value, sums: list[Variable]) -> None:
@@ -197,11 +279,11 @@ class _Tile:
         index = group if self.shape.scaled else code.constant(I64, 0)
         place = (self.tile * self.groups + index) * (2 * TILE)
         offsets = vectors.load(code, a.pointer("offsets"), place)
-        last, rest = word & ((1 << _SPLIT) - 1), word.signed_shift(_SPLIT)
-        shifted = offsets.cast(vectors.HALVES) << _SPLIT
+        last, rest = _parts(word, inner.SPLIT)
+        shifted = offsets.cast(vectors.HALVES) << inner.SPLIT
         pair = vectors.joined(*products)
-        pair = vectors.multiply_widening(pair, offsets, last | (last << 16))
-        pair = vectors.multiply_widening(pair, shifted, (rest & 0xFFFF) | (rest << 16))
+        pair = vectors.multiply_widening(pair, offsets, last)
+        pair = vectors.multiply_widening(pair, shifted, rest)
         return [vectors.low(pair), vectors.high(pair)]
 
 

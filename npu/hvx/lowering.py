@@ -211,6 +211,7 @@ class Lowering:
             "units": self.put(f"units {name}", scales.units),
             "steps": 0 if scales.steps is None else self.put(f"steps {name}", scales.steps),
             "offsets": 0,
+            "scratch": self.room("loops", gemv.SCRATCH_BYTES * self.threads),
             "sums_out": self.room("integers", 4 * TILE * self.most_tiles()),
         }
         if scales.offsets is not None:

@@ -22,7 +22,7 @@ from edge.formats import Format
 from edge.graph import GateFunction, Rope
 from edge.kvcache import CacheFormat, KVCache
 from edge.target import Target
-from npu.hvx import build, gemv, tables
+from npu.hvx import build, gemv, inner, tables
 from npu.hvx.emulator import Emulator
 from npu.hvx.isa import Hexagon, table_for
 from npu.hvx.lowering import Dynamic, Lowering, Step, angles_name
@@ -66,7 +66,9 @@ def built(isa: Hexagon, formats: Iterable[Format]) -> Path:
     from cpu.codegen.cache import cache_folder
 
     objects = [build.start_object(isa), build.runtime_object(isa)]
-    objects += [build.kernel_object(isa, family) for family in families(formats)]
+    forms = list(formats)
+    objects += [build.kernel_object(isa, family) for family in families(forms)]
+    objects += [build.assembled(isa, text) for text in inner.assemblies(forms)]
     key = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in objects))
     path = cache_folder() / f"{key.hexdigest()}.hexagon"
     if not path.is_file():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cpu.kernels.kernel import Kernel
 from edge.formats import Format
 from edge.planes import TILE, Quantized, pack, tile_count
-from npu.hvx import build, emulator, gemv, tables
+from npu.hvx import build, emulator, gemv, inner, tables
 from npu.hvx.isa import EMULATED, table
 from npu.hvx.weights import RowScales, group_of, row_scales
 
@@ -126,6 +126,7 @@ def multiply(
         "out": device.room(4 * tiles * TILE),
         "sums_out": device.room(4 * tiles * TILE),
         "tiles": tiles,
+        "scratch": device.room(2 * gemv.SCRATCH_BYTES),
     }
     device.run(kernel, values, threads=2)
     for name in ("out", "sums_out"):
@@ -158,5 +159,6 @@ PREPARING = (tables.quantize_kernel(), tables.tables_kernel(), tables.split_kern
 @cache
 def lookup_device() -> Device:
     """An emulator with the lookup kernels of every format, for all tests of this run."""
-    lookups = [gemv.lookup_kernel(Format.parse(form)) for form in FORMATS]
-    return Device(emulated([*PREPARING, *lookups]))
+    forms = [Format.parse(form) for form in FORMATS]
+    loops = [build.assembled(table(EMULATED), text) for text in inner.assemblies(forms)]
+    return Device(emulated([*PREPARING, *map(gemv.lookup_kernel, forms)], loops))

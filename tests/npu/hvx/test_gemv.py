@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edge.formats import Format
 from edge.planes import dequantize, pack
-from npu.hvx import gemv, tables
+from npu.hvx import gemv, inner, tables
 from npu.hvx.weights import group_of, row_scales
 from tests.cpu.harness import random_weights
 from tests.npu.hvx.harness import FORMATS, Device, Product, multiply
@@ -62,3 +62,13 @@ def test_the_twin_is_the_product_of_dequantized_weights(text: str) -> None:
     exact = dequantize(form, weights).astype(np.float64) @ x
     # 16-bit activations and fractions: an error far below that of 8 bits, 4e-3
     assert np.linalg.norm(made - exact) < 3e-4 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("text", [text for text in FORMATS if inner.covers(Format.parse(text))])
+@pytest.mark.parametrize(("rows", "width"), [(64, 256), (300, 1024), (130, 777)])
+def test_scheduled_loops_are_the_twin(device: Device, text: str, rows: int, width: int) -> None:
+    """One tile, which takes no turn of the loop, and several, on one or two threads."""
+    form, rng = Format.parse(text), np.random.default_rng(8)
+    weights = random_weights(form, rows, width, rng)
+    x = (rng.normal(size=width) * 10 ** rng.uniform(-2, 2, width)).astype(np.float32)
+    check(multiply(device, gemv.lookup_kernel(form), form, weights, x))

@@ -1,0 +1,392 @@
+"""The lookup loops for whole blocks of 256 activations at 2 and 4 bits, as scheduled assembly.
+
+One turn takes a block of a tile of 64 rows, with the tables of the block held in registers (T-MAN's
+tile: 16 vectors of tables, 256 activations). The planes are loaded for use in the same packet, once
+to look up low nibbles and once to shift, which costs no unit; the shift for the high nibbles is a
+shift or a multiplication, whichever unit is free, since the lookup itself takes the shifter.
+
+`gemv` is what these compute, to the bit. A call takes a struct of 32-bit words, see `WORDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge.formats import Format
+from edge.planes import STEP
+from npu.hvx.isa import VECTOR_BYTES
+from npu.hvx.schedule import (
+    PASSING,
+    Access,
+    Fixed,
+    Half,
+    Kind,
+    Loop,
+    Operation,
+    Pointer,
+    Register,
+    Source,
+)
+from npu.hvx.tables import BLOCK
+from npu.hvx.weights import group_of, offset_of
+
+# Arguments: addresses (all of whole vectors; `scratch` is one that the loop may write to), the
+# block's ratio in both halves of a word, how many tiles, bytes from a tile's codes and scales to
+# the next one's. Behind them, for each group of an asymmetric format, the last bits of its sum of
+# activations and the rest, each in both halves of a word.
+WORDS = (
+    *("tables", "codes", "steps", "offsets", "sums", "totals", "scratch"),
+    *("ratio", "tiles", "code_stride", "scale_stride"),
+)
+
+# How many the last bits are.
+SPLIT = 6
+
+_STEPS = BLOCK // STEP
+_TABLES = 16
+
+# Scalar registers. r0 to r3 hold 0 to 3, which of a vector's tables is meant.
+_FOUR, _BY_4096, _WORDS_BY_TURNS, _TWO, _TIMES_64 = "r4", "r5", "r6", "r7", "r8"
+_CODES = tuple(Pointer(name) for name in ("r9", "r10", "r11", "r12"))
+_SCALES, _OFFSETS, _TOTALS = Pointer("r13"), Pointer("r14"), Pointer("r15")
+_SUMS, _RATIO, _TABLES_AT = Pointer("r16"), Pointer("r17"), Pointer("r28")
+_CODE_STRIDE, _SCALE_STRIDE = "r18", "r19"
+_PARTS = ("r20", "r21", "r22", "r23", "r24", "r25", "r26", "r27")
+
+# Vectors that a code pointer reaches, half of them before it.
+_REACH = 16
+
+
+def covers(form: Format) -> bool:
+    """Whether a scheduled loop exists for a format."""
+    return form.quantized and form.bits in (2, 4) and group_of(form) in (64, 128, 256)
+
+
+def name_of(form: Format) -> str:
+    """The function's name; formats that differ in nothing the loop sees share one."""
+    kind = "ternary" if form.kind == "ternary" else f"w{form.bits}"
+    return f"lookup_blocks_{kind}{_spread(form)}"
+
+
+def _spread(form: Format) -> str:
+    grouped = f"g{group_of(form)}" if form.granularity == "group" else "c"
+    return grouped + ("a" if form.asymmetric else "")
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What a search may choose; all give the same results.
+
+    Every so many shifts are multiplications, counted from `phase`; shifts are so many steps ahead
+    of lookups, those by multiplication `multiplied_ahead`; so many tables stay in registers; sums
+    of so many last steps are `late`; `together` adds the sums of activations in one packet. The
+    others are `Loop`'s.
+    """
+
+    every: int
+    phase: int
+    ahead: int
+    multiplied_ahead: int
+    resident: int
+    late: int
+    together: bool
+    window: int
+    patience: int
+    units: str
+    latency: int
+    limit: int
+
+
+@dataclass
+class _Turn:
+    """Writes the operations of one turn. Every so many shifts are multiplications."""
+
+    form: Format
+    knobs: Knobs
+    operations: list[Operation] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.pairs = self.form.bits // 2
+        self.group = group_of(self.form)
+        self.scaled = self.form.granularity == "group"
+        self.begun = 0
+        self.tables: dict[int, Register] = {}
+        self.shifted: list[tuple[Register, Register | None]] = []
+        self.sequence = [
+            (step, place)
+            for group in range(BLOCK // self.group)
+            for place in range(self.pairs)
+            for step in range(group * self.group // STEP, (group + 1) * self.group // STEP)
+        ]
+        self.late = False
+
+    # Operations.
+
+    def add(self, text: str, kind: Kind, *reads: Source, **more: Any) -> Operation:
+        made = Operation(text, kind, reads=reads, late=self.late, **more)
+        self.operations.append(made)
+        return made
+
+    def value(self, text: str, kind: Kind, *reads: Source, **more: Any) -> Register:
+        made = Register()
+        self.add(text, kind, *reads, writes=made, **more)
+        return made
+
+    def pair(self, text: str, kind: Kind, *reads: Source, **more: Any) -> Register:
+        made = Register(pair=True)
+        self.add(text, kind, *reads, writes=made, **more)
+        return made
+
+    # A turn.
+
+    def write(self) -> list[Operation]:
+        """All operations, in an order in which they may run."""
+        sums: list[Register] = []
+        groups = BLOCK // self.group
+        for group in range(groups):
+            products = self.with_zeros(self.products(group), group)
+            if self.scaled:
+                products = self.scale(products, group)
+            if not sums:
+                sums = products
+            else:
+                for held, product in zip(sums, products, strict=True):
+                    self.add("{d}.w = vadd({d}.w,{0}.w)", "any", product, writes=held, adds=True)
+        self.finish(sums)
+        return self.operations
+
+    def products(self, group: int) -> list[Register]:
+        """The planes' sums of even and of odd rows, weighted by powers of two."""
+        weighted: list[list[Register]] = []
+        for place in range(self.pairs):
+            sums = self.plane_sums(group, place)
+            last = group == BLOCK // self.group - 1 and place == self.pairs - 1
+            self.late = self.late or last
+            weighted.append([self.two_planes(held) for held in sums])
+        made = weighted[0]
+        for later in weighted[1:]:
+            for low, high in zip(made, later, strict=True):
+                self.add(f"{{d}}.w += vasl({{0}}.w,{_TWO})", "shift", high, writes=low, adds=True)
+        return made
+
+    def plane_sums(self, group: int, place: int) -> list[Register]:
+        """Sums of entries of a pair of planes: pairs of vectors, for even and for odd rows."""
+        per_group = self.group // STEP
+        sums: list[Register] = []
+        for step in range(group * per_group, (group + 1) * per_group):
+            low, high = self.look_up(step, place)
+            self.late = step >= _STEPS - self.knobs.late and place == self.pairs - 1
+            for parity in range(2):
+                entries = Half(low, parity), Half(high, parity)
+                if len(sums) < 2:
+                    sums.append(self.pair("{d}.w = vadd({0}.h,{1}.h)", "multiply", *entries))
+                else:
+                    add = "{d}.w += vadd({0}.h,{1}.h)"
+                    self.add(add, "multiply", *entries, writes=sums[parity], adds=True)
+            self.late = False
+        return sums
+
+    def look_up(self, step: int, place: int) -> tuple[Register, Register]:
+        """Entries of both nibbles of a step's pair of planes."""
+        last = len(self.sequence) - 1
+        while len(self.shifted) <= min(self.begun + self.knobs.ahead, last):
+            multiplied = not (len(self.shifted) + self.knobs.phase) % self.knobs.every
+            if multiplied and len(self.shifted) > self.begun + self.knobs.multiplied_ahead:
+                break
+            self.shifted.append(self.shift(*self.sequence[len(self.shifted)]))
+        shifted, low = self.shifted[self.begun]
+        self.begun += 1
+        if low is None:
+            low = self.look_up_low(step, place)
+        text = f"{{d}}.h = vlut16({{1}}.b,{{0}}.h,r{2 * (step % 2) + 1}):nomatch"
+        return low, self.pair(text, "both_lookup", self.table(step), shifted)
+
+    def look_up_low(self, step: int, place: int) -> Register:
+        text = f"{{d}}.h = vlut16({{m}}.b,{{0}}.h,r{2 * (step % 2)}):nomatch"
+        access = self.code_access(step, place)
+        return self.pair(text, "both_lookup", self.table(step), passing=access)
+
+    def table(self, step: int) -> Source:
+        """The tables of two steps: some stay in registers, others are loaded each time."""
+        index = step // 2
+        if index < self.knobs.resident:
+            return Fixed(index)
+        if index not in self.tables:
+            access = Access(_TABLES_AT, index - _REACH // 2)
+            self.tables[index] = self.value("{d} = vmem({a})", "any", access=access)
+        return self.tables[index]
+
+    def shift(self, step: int, place: int) -> tuple[Register, Register | None]:
+        """The high nibbles of a step's pair of planes, where low ones were.
+
+        A multiplication runs beside the lookup of the low ones.
+        """
+        if (len(self.shifted) + self.knobs.phase) % self.knobs.every:
+            access = self.code_access(step, place)
+            by_four = f"{{d}}.uh = vlsr({{m}}.uh,{_FOUR})"
+            return self.value(by_four, "shift", passing=access), None
+        low = self.look_up_low(step, place)
+        first = self.operations[-1]
+        by_4096 = f"{{d}}.h = vmpy({{m}}.h,{_BY_4096}.h):<<1:sat"
+        made = self.value(by_4096, "multiply")
+        first.companion = self.operations[-1]
+        return made, low
+
+    def code_access(self, step: int, place: int) -> Access:
+        pointer, offset = divmod(step * self.pairs + place, _REACH)
+        return Access(_CODES[pointer], offset - _REACH // 2)
+
+    def move(self, pointer: Pointer, by: str) -> None:
+        self.add(f"{pointer.name} = add({pointer.name},{by})", "none", moves=pointer)
+
+    def two_planes(self, sums: Register) -> Register:
+        """First plane plus twice the second, rows in order."""
+        turned = f"{{d}} = vshuff({{1}},{{0}},{_WORDS_BY_TURNS})"
+        planes = self.pair(turned, "both_lookup", Half(sums, 0), Half(sums, 1))
+        once = self.value("{d}.w = vadd({0}.w,{1}.w)", "any", Half(planes, 0), Half(planes, 1))
+        self.add("{d}.w = vadd({d}.w,{0}.w)", "any", Half(planes, 1), writes=once, adds=True)
+        return once
+
+    def with_zeros(self, products: list[Register], group: int) -> list[Register]:
+        """Products with what the zeros add: the sum of the group's activations, times offsets."""
+        if not self.form.asymmetric:
+            by = "vadd" if offset_of(self.form) > 0 else "vsub"
+            text, access = f"{{d}}.w = {by}({{d}}.w,{{m}}.w)", Access(_SUMS, group)
+            if not self.knobs.together:
+                for product in products:
+                    self.add(text, "any", writes=product, adds=True, passing=access)
+                return products
+            first = self.add(text, "any", writes=products[0], adds=True, passing=access)
+            first.companion = self.add(text, "any", writes=products[1], adds=True)
+            return products
+        once = shifted = Access(_OFFSETS, group if self.scaled else 0)
+        times_64 = self.value(
+            f"{{d}}.h = vmpyi({{m}}.h,{_TIMES_64}.b)", "multiply_one", passing=shifted
+        )
+        rest, more = (_PARTS[2 * group + part] for part in range(2))
+        zeros = self.pair(f"{{d}}.w = vmpy({{m}}.h,{rest}.h)", "multiply", passing=once)
+        self.add(
+            f"{{d}}.w += vmpy({{0}}.h,{more}.h)", "multiply", times_64, writes=zeros, adds=True
+        )
+        for parity, product in enumerate(products):
+            self.add(
+                "{d}.w = vadd({d}.w,{0}.w)", "any", Half(zeros, parity), writes=product, adds=True
+            )
+        return products
+
+    def scale(self, products: list[Register], group: int) -> list[Register]:
+        """Products times the group's scales."""
+        steps = Access(_SCALES, group)
+        both = self.value("{d}.h = vshuffe({m}.h,{m}.h)", "any", passing=steps)
+        text = "{{d}}.w = vmpyo({{0}}.w,{}.h):<<1:rnd:sat"
+        return [
+            self.value(text.format("{1}"), "multiply", products[0], both),
+            self.value(text.format("{m}"), "multiply", products[1], passing=steps),
+        ]
+
+    def finish(self, sums: list[Register]) -> None:
+        """Sums of the block times its ratio, added to the tile's totals in memory."""
+        for place, held in enumerate(sums):
+            text = "{d}.w = vmpyo({0}.w,{m}.h):<<1:rnd:sat"
+            made = self.value(text, "multiply", held, passing=Access(_RATIO))
+            total = Access(_TOTALS, place)
+            text = "{d}.w = vadd({d}.w,{m}.w)"
+            self.add(text, "any", writes=made, adds=True, passing=total)
+            self.add("vmem({a}) = {0}", "any", made, access=total)
+        self.move(_TOTALS, "#256")
+        if self.scaled:
+            self.move(_SCALES, _SCALE_STRIDE)
+        if self.form.asymmetric:
+            self.move(_OFFSETS, _SCALE_STRIDE)
+        self.late = False
+        for pointer in _CODES[: 2 * self.pairs]:
+            self.move(pointer, _CODE_STRIDE)
+
+
+# The shortest schedules that a search of some minutes found.
+KNOBS = {
+    "w2g64": Knobs(3, 0, 1, 1, 12, 1, True, 18, 35, "MNPS", 1, 17),
+    "w2g64a": Knobs(3, 2, 1, 1, 12, 1, True, 32, 10, "PSMN", 1, 18),
+    "w2g128": Knobs(2, 2, 2, 1, 12, 1, False, 14, 10, "PSMN", 1, 19),
+    "w2g128a": Knobs(2, 3, 3, 1, 8, 2, False, 16, 6, "PSMN", 1, 21),
+    "w2c": Knobs(4, 3, 2, 0, 10, 2, False, 33, 14, "MNPS", 1, 19),
+    "w2ca": Knobs(2, 3, 3, 1, 8, 2, False, 16, 6, "PSMN", 1, 21),
+    "w4g64": Knobs(2, 2, 3, 1, 6, 1, True, 34, 14, "MNPS", 1, 23),
+    "w4g64a": Knobs(2, 1, 2, 1, 8, 2, True, 24, 8, "PSMN", 1, 23),
+    "w4g128": Knobs(2, 3, 2, 1, 6, 3, False, 35, 10, "MNPS", 1, 24),
+    "w4g128a": Knobs(2, 3, 3, 1, 6, 1, True, 14, 10, "MNPS", 1, 24),
+    "w4c": Knobs(4, 1, 2, 1, 8, 3, False, 31, 3, "PMNS", 1, 21),
+    "w4ca": Knobs(4, 1, 2, 1, 8, 3, False, 31, 3, "PMNS", 1, 21),
+}
+
+
+def scheduled(form: Format, knobs: Knobs) -> Loop:
+    """A schedule. Raises DoesNotFit."""
+    free = tuple(range(knobs.resident, PASSING))
+    turn = _Turn(form, knobs).write()
+    made = Loop(turn, free, knobs.window, knobs.patience, knobs.units, knobs.latency, knobs.limit)
+    made.schedule()
+    return made
+
+
+def assemblies(formats: Iterable[Format]) -> list[str]:
+    """The loops that kernels for these formats call."""
+    return list({name_of(form): assembly(form) for form in formats if covers(form)}.values())
+
+
+def assembly(form: Format) -> str:
+    """The function `name_of(form)`, which takes the address of a struct of `WORDS`."""
+    knobs = KNOBS[f"w{form.bits}{_spread(form)}"]
+    made = scheduled(form, knobs)
+    name, label = name_of(form), f".L{name_of(form)}"
+    lines = ["\t.text", f"\t.globl {name}", "\t.p2align 5", f"\t.type {name},@function", f"{name}:"]
+    lines += _setup(knobs.resident, label)
+    lines += _packets(made.packets(before=False))
+    lines += [f"\t{{ if (p0) jump:nt {label}_end }}", "\t.p2align 5", f"{label}:"]
+    lines += _packets(made.packets())
+    lines[-1] += ":endloop0"
+    lines += [f"{label}_end:", *_packets(made.packets(this=False))]
+    lines += [f"\t{{ r{i + 1}:{i} = memd(r29+#{8 * n}) }}" for n, i in enumerate(_SAVED)]
+    lines += ["\t{ dealloc_return }", f"\t.size {name},.-{name}", ""]
+    return "\n".join(lines)
+
+
+# The first of the pairs of registers that are the caller's.
+_SAVED = range(16, 28, 2)
+
+
+def _setup(resident: int, label: str) -> list[str]:
+    """Registers from the struct that r0 points to, and the loop; p0 says that one turn is all."""
+
+    def word(name: str) -> str:
+        return f"memw(r0+#{4 * WORDS.index(name)})"
+
+    code = [f"allocframe(#{8 * len(_SAVED)})"]
+    code += [f"memd(r29+#{8 * n}) = r{i + 1}:{i}" for n, i in enumerate(_SAVED)]
+    code += [f"r28 = {word('tables')}", f"r28 = add(r28,#{_REACH // 2 * VECTOR_BYTES})"]
+    code += [f"v{i} = vmem({_TABLES_AT.name}+#{i - _REACH // 2})" for i in range(resident)]
+    code += [
+        f"r1 = {word('ratio')}",
+        f"v{PASSING} = vsplat(r1)",
+        f"{_RATIO.name} = {word('scratch')}",
+    ]
+    code += [f"vmem({_RATIO.name}+#0) = v{PASSING}", f"r1 = {word('codes')}"]
+    for index, pointer in enumerate(_CODES):
+        place = (index * _REACH + _REACH // 2) * VECTOR_BYTES
+        code.append(f"{pointer.name} = add(r1,#{place})")
+    for pointer, name in ((_SCALES, "steps"), (_OFFSETS, "offsets"), (_TOTALS, "totals")):
+        code.append(f"{pointer.name} = {word(name)}")
+    code += [f"{_SUMS.name} = {word('sums')}"]
+    code += [f"{_CODE_STRIDE} = {word('code_stride')}", f"{_SCALE_STRIDE} = {word('scale_stride')}"]
+    code += [f"{r} = memw(r0+#{4 * (len(WORDS) + n)})" for n, r in enumerate(_PARTS)]
+    code += [f"r1 = {word('tiles')}", "r1 = add(r1,#-1)", "p0 = cmp.eq(r1,#0)"]
+    code += [f"loop0({label},r1)", *(f"r{which} = #{which}" for which in range(4))]
+    code += [f"{_FOUR} = #4", f"{_BY_4096} = ##0x08000800", f"{_WORDS_BY_TURNS} = #-4"]
+    code += [f"{_TWO} = #2", f"{_TIMES_64} = ##0x40404040"]
+    return [f"\t{{ {line} }}" for line in code]
+
+
+def _packets(packets: list[list[str]]) -> list[str]:
+    return [f"\t{{ {'; '.join(lines)} }}" for lines in packets if lines]

@@ -1,0 +1,80 @@
+"""Packets of the lookup loops, counted in their machine code.
+
+    python -m npu.hvx.packets [v73]
+
+An instruction's bits 14 and 15 are both set where it ends a packet. The loop is what is between the
+target of `loop0` and the packet that ends it; a turn takes 64 rows by 256 weights.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+
+from edge.formats import Format
+from edge.planes import TILE
+from npu.hvx import build, emulator, inner
+from npu.hvx.isa import table
+from npu.hvx.tables import BLOCK
+
+FORMATS = (
+    *("w2g64", "w2g64a", "w2g128", "w2g128a", "w2gc", "ternary"),
+    *("w4g64", "w4g64a", "w4g128", "w4g128a", "w4gc"),
+)
+
+# Weights of one lookup instruction: 128 nibbles of one plane, 4 weights each.
+LOOKUP_WEIGHTS = 512
+
+
+@dataclass(frozen=True)
+class Count:
+    """Packets and instructions of a turn."""
+
+    form: Format
+    packets: int
+    instructions: int
+    lookups: int
+
+    @property
+    def packets_per_1000(self) -> float:
+        """Packets for 1,000 weights."""
+        return 1000 * self.packets / (TILE * BLOCK)
+
+    @property
+    def least_per_1000(self) -> float:
+        """The same with one lookup in every packet."""
+        return 1000 * self.form.bits / LOOKUP_WEIGHTS
+
+
+def count(form: Format, version: int) -> Count:
+    """Count a format's loop as assembled for a Hexagon version."""
+    text = inner.assembly(form)
+    label = re.search(r"loop0\((\S+),", text)
+    assert label is not None
+    marked = text.replace(f"{label[1]}:", f"{label[1]}:\nloop_begin:")
+    marked = marked.replace(f"{label[1]}_end:", f"{label[1]}_end:\nloop_finish:")
+    marked += "\t.globl loop_begin\n\t.globl loop_finish\n"
+    code = build.assembled(table(version), marked)
+    places = {name: value for name, value, _ in emulator.symbol_table(code)}
+    words = emulator.text_words(code)[places["loop_begin"] // 4 : places["loop_finish"] // 4]
+    body = text[text.index(f"{label[1]}:") : text.index(":endloop0")]
+    packets = sum(word >> 14 & 3 == 3 for word in words)
+    return Count(form, packets, len(words), body.count("vlut16"))
+
+
+def main(words: list[str]) -> int:
+    version = int(words[0].removeprefix("v")) if words else 73
+    print(f"Hexagon v{version}, emulated: packets of a turn, 64 rows by {BLOCK} weights")
+    print("format    packets  for 1,000 weights  one lookup a packet  lookups  instructions")
+    for form in map(Format.parse, FORMATS):
+        made = count(form, version)
+        print(
+            f"{form!s:9} {made.packets:7} {made.packets_per_1000:18.2f} "
+            f"{made.least_per_1000:20.2f} {made.lookups:8} {made.instructions:13}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,359 @@
+"""Packets by hand: a loop's vector operations laid out by modulo scheduling, with registers.
+
+LLVM's scheduler leaves a third of the issue slots of the lookup loops empty and spills (9 packets
+and more for 1,000 2-bit weights). Here every operation of a loop's turn gets a packet, counted from
+the turn's start; a turn begins every `length` packets, so the last operations of one run beside the
+first of the next. Operations keep to four units (see `isa`), four instructions and one access to
+memory a packet; the assembler checks each packet again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["both_lookup", "multiply", "multiply_one", "shift", "any", "none"]
+
+# Ways in which an operation of a kind takes units: multipliers M and N, shifter S, permuter P.
+_WAYS: dict[Kind, tuple[str, ...]] = {
+    "both_lookup": ("SP",),
+    "multiply": ("MN",),
+    "multiply_one": ("M", "N"),
+    "shift": ("S",),
+    "any": (),
+    "none": ("",),
+}
+
+# Kinds whose results come later than the next packet.
+_SLOW: tuple[Kind, ...] = ("both_lookup", "multiply", "multiply_one")
+
+# Vector registers; the last is where loads for use in the same packet pass through.
+REGISTERS = 32
+PASSING = REGISTERS - 1
+
+_SLOTS = 4
+
+
+@dataclass(eq=False)
+class Register:
+    """A vector register, or an aligned pair of them, that one turn writes and reads."""
+
+    pair: bool = False
+    number: int = -1
+
+    @property
+    def whole(self) -> str:
+        return f"v{self.number + 1}:{self.number}" if self.pair else f"v{self.number}"
+
+
+@dataclass(frozen=True, eq=False)
+class Half:
+    """One vector of a pair."""
+
+    of: Register
+    index: int
+
+    @property
+    def whole(self) -> str:
+        return f"v{self.of.number + self.index}"
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A register that holds the same in all turns."""
+
+    number: int
+
+    @property
+    def whole(self) -> str:
+        return f"v{self.number}"
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A scalar register that addresses vectors, moved once a turn after its last use or never."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Access:
+    """A vector in memory: so many, from -8 to 7, from where a pointer points."""
+
+    pointer: Pointer
+    place: int = 0
+
+    @property
+    def address(self) -> str:
+        return f"{self.pointer.name}+#{self.place}"
+
+
+Source = Register | Half | Fixed
+
+
+@dataclass(eq=False)
+class Operation:
+    """An instruction. `text` names {d}, what it writes, and {0}, {1} ..., what it reads.
+
+    `passing` is what it loads for itself, {m}. Those that add to what they write have it in `adds`.
+    A `late` one runs in the turn that follows. A `companion` runs in the same packet, and may use
+    what is loaded in passing. It may move a pointer on, after its other users.
+    """
+
+    text: str
+    kind: Kind
+    writes: Register | None = None
+    reads: tuple[Source, ...] = ()
+    passing: Access | None = None
+    access: Access | None = None
+    moves: Pointer | None = None
+    adds: bool = False
+    late: bool = False
+    companion: Operation | None = None
+    time: int = -1
+
+    @property
+    def parts(self) -> list[Operation]:
+        """This and its companion."""
+        return [self] if self.companion is None else [self, self.companion]
+
+    def lines(self) -> Iterator[str]:
+        """The instructions, loads for itself last."""
+        names = [source.whole for source in self.reads]
+        written = self.writes.whole if self.writes is not None else ""
+        address = self.access.address if self.access is not None else ""
+        yield self.text.format(*names, d=written, m=f"v{PASSING}", a=address)
+        if self.passing is not None:
+            yield f"v{PASSING}.tmp = vmem({self.passing.address})"
+
+
+class DoesNotFit(Exception):
+    """Not enough registers."""
+
+
+@dataclass
+class _Packet:
+    order: str
+    units: str = ""
+    instructions: int = 0
+    memory: bool = False
+
+    def takes(self, operation: Operation) -> bool:
+        """Add an operation, and its companion, where there is room for both."""
+        parts = operation.parts
+        accesses = [a for part in parts for a in (part.passing, part.access) if a is not None]
+        count = len(parts) + sum(part.passing is not None for part in parts)
+        if self.instructions + count > _SLOTS or (accesses and self.memory):
+            return False
+        units = self.units
+        for part in parts:
+            choices = _WAYS[part.kind] or tuple(self.order)
+            ways = [way for way in choices if not set(way) & set(units)]
+            if not ways:
+                return False
+            units += ways[0]
+        self.units, self.instructions = units, self.instructions + count
+        self.memory |= bool(accesses)
+        return True
+
+
+@dataclass
+class Loop:
+    """Operations of a turn, in an order in which they may run; `late` ones run in the next turn.
+
+    `free` are the registers for values; at most `ahead` operations past the oldest one that waits
+    are looked at, which bounds how many values there are at a time. Operations that take any unit
+    let the others go first, for `patience` packets; they take `units` in that order. Results of
+    slow operations are used `latency` packets later, or more. At most `limit` registers are used.
+    """
+
+    operations: Sequence[Operation]
+    free: Sequence[int]
+    ahead: int
+    patience: int
+    units: str
+    latency: int
+    limit: int
+    length: int = 0
+
+    def schedule(self) -> None:
+        """Give every operation a packet and every register a number. Raises DoesNotFit."""
+        waits = _waits(self.operations, self.latency)
+        companions = {op.companion for op in self.operations if op.companion is not None}
+        late = [op for op in self.operations if op.late and op not in companions]
+        early = [op for op in self.operations if not op.late and op not in companions]
+        pressure = _Pressure(self.operations, self.limit)
+        ready_since: dict[Operation, int] = {}
+        time = 0
+        while late or early:
+            packet = _Packet(self.units)
+            ready = [op for op in late + early[: self.ahead] if _ready(op, waits, time)]
+            for op in ready:
+                ready_since.setdefault(op, time)
+            ready.sort(key=lambda op: op.kind == "any" and time - ready_since[op] < self.patience)
+            for op in ready:
+                if _ready(op, waits, time) and pressure.allows(op) and packet.takes(op):
+                    for part in op.parts:
+                        part.time = time
+                        pressure.place(part)
+            late = [op for op in late if op.time < 0]
+            early = [op for op in early if op.time < 0]
+            time += 1
+            if time > 8 * len(self.operations):
+                raise DoesNotFit("operations wait for registers that never become free")
+        self.length = time
+        for operation in self.operations:
+            operation.time += self.length * operation.late
+        _Allocation(self).run()
+
+    def packets(self, *, this: bool = True, before: bool = True) -> list[list[str]]:
+        """Instructions by packet: those of this turn, and those left over of the turn before."""
+        made: list[list[str]] = [[] for _ in range(self.length)]
+        for operation in self.operations:
+            late = operation.time >= self.length
+            if (before and late) or (this and not late):
+                made[operation.time % self.length] += operation.lines()
+        return made
+
+
+def _ready(
+    operation: Operation, waits: dict[Operation, list[tuple[Operation, int]]], now: int
+) -> bool:
+    """Whether all that an operation and its companion wait for is done."""
+    return all(
+        _done(part, other, now) + wait <= now
+        for part in operation.parts
+        for other, wait in waits[part]
+        if other is not operation
+    )
+
+
+def _done(operation: Operation, other: Operation, now: int) -> int:
+    """When what an operation waits for is done; the turn before ends before this one begins."""
+    if operation.late and not other.late:
+        return -1
+    return other.time if other.time >= 0 else now + 1
+
+
+def _waits(
+    operations: Sequence[Operation], latency: int
+) -> dict[Operation, list[tuple[Operation, int]]]:
+    """What an operation comes after, and by how many packets: values, and moves of pointers."""
+    waits: dict[Operation, list[tuple[Operation, int]]] = {op: [] for op in operations}
+    writers: dict[Register, list[Operation]] = {}
+    users: dict[Pointer, list[Operation]] = {}
+    for operation in operations:
+        for register in _registers(operation):
+            chained = operation.adds and register is operation.writes
+            for other in writers[register]:
+                quick = chained and other.kind == operation.kind
+                slow = other.kind in _SLOW and not quick
+                waits[operation].append((other, latency if slow else 1))
+        if operation.writes is not None:
+            writers.setdefault(operation.writes, []).append(operation)
+        for access in (operation.passing, operation.access):
+            if access is not None:
+                users.setdefault(access.pointer, []).append(operation)
+        if operation.moves is not None:
+            for user in users[operation.moves]:
+                if user.late == operation.late:
+                    waits[operation].append((user, 0))
+                else:  # the move that ends the turn before
+                    waits[user].append((operation, 1))
+    return waits
+
+
+def _registers(operation: Operation) -> Iterator[Register]:
+    """What an operation reads of what this turn writes."""
+    for source in operation.reads:
+        if isinstance(source, Half):
+            yield source.of
+        elif isinstance(source, Register):
+            yield source
+    if operation.adds and operation.writes is not None:
+        yield operation.writes
+
+
+class _Pressure:
+    """How many registers hold values, as operations are placed one after another."""
+
+    def __init__(self, operations: Sequence[Operation], limit: int) -> None:
+        self.limit = limit
+        self.reads: dict[Register, int] = {}
+        for operation in operations:
+            for register in _registers(operation):
+                self.reads[register] = self.reads.get(register, 0) + 1
+        self.written: set[Register] = set()
+        # what the turn before leaves: written by operations that are not late, read by late ones
+        early = {op.writes for op in operations if op.writes is not None and not op.late}
+        left = {r for op in operations if op.late for r in _registers(op) if r in early}
+        self.carried = left
+        self.left_reads = {
+            r: sum(r in _registers(op) for op in operations if op.late) for r in left
+        }
+        self.live = sum(_width(register) for register in left)
+
+    def allows(self, operation: Operation) -> bool:
+        """Whether there are registers for what an operation writes; adding to it needs no new."""
+        new = {p.writes for p in operation.parts if p.writes is not None} - self.written
+        return self.live + sum(_width(register) for register in new) <= self.limit
+
+    def place(self, operation: Operation) -> None:
+        for register in _registers(operation):
+            if operation.late and register in self.carried:
+                self.left_reads[register] -= 1
+                if not self.left_reads[register]:
+                    self.live -= _width(register)
+            self.reads[register] -= 1
+            if not self.reads[register] and register not in self.carried:
+                self.live -= _width(register)
+        if operation.writes is not None and operation.writes not in self.written:
+            self.written.add(operation.writes)
+            if not (operation.late and operation.writes in self.carried):
+                self.live += _width(operation.writes)
+
+
+def _width(register: Register) -> int:
+    return 2 if register.pair else 1
+
+
+class _Allocation:
+    """Numbers for registers: each is taken from the packet after it is written to its last use."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.spans: dict[Register, tuple[int, int]] = {}
+        for operation in loop.operations:
+            if operation.writes is not None:
+                start, end = self.spans.get(operation.writes, (operation.time, operation.time))
+                self.spans[operation.writes] = min(start, operation.time), max(end, operation.time)
+            for register in _registers(operation):
+                start, end = self.spans[register]
+                self.spans[register] = start, max(end, operation.time)
+        self.taken: dict[int, set[int]] = {number: set() for number in loop.free}
+
+    def run(self) -> None:
+        # pairs first, then by when they begin: a packet's later reads free what its writes take
+        order = sorted(self.spans, key=lambda r: (not r.pair, self.spans[r]))
+        for register in order:
+            self._number(register, *self.spans[register])
+
+    def _number(self, register: Register, start: int, end: int) -> None:
+        length = self.loop.length
+        if end - start > length:
+            raise DoesNotFit("a value lives longer than a turn")
+        times = {time % length for time in range(start, max(end, start + 1))}
+        best, best_fullness = -1, -1
+        for number in self.loop.free:
+            needed = (number, number + 1) if register.pair else (number,)
+            if register.pair and (number % 2 or number + 1 not in self.taken):
+                continue
+            fullness = sum(len(self.taken[n]) for n in needed)
+            if fullness > best_fullness and not any(self.taken[n] & times for n in needed):
+                best, best_fullness = number, fullness
+        if best < 0:
+            raise DoesNotFit(f"no register for packets {start} to {end}")
+        register.number = best
+        for number in (best, best + 1) if register.pair else (best,):
+            self.taken[number] |= times

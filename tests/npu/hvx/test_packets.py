@@ -1,0 +1,21 @@
+"""Packets of the scheduled loops, as assembled; and what the schedules themselves promise."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge.formats import Format
+from npu.hvx import packets
+
+# Packets for 1,000 weights: no more than docs/hexagon.md says.
+MOST = {"w2g64": 6.05, "w2g128": 5.74, "ternary": 5.5, "w4g64": 11.72, "w4g128": 11.11}
+
+
+@pytest.mark.parametrize("text", MOST)
+@pytest.mark.parametrize("version", [67, 73, 79])
+def test_loops_take_few_packets(text: str, version: int) -> None:
+    pytest.importorskip("ziglang", reason="loops are assembled by it")
+    made = packets.count(Format.parse(text), version)
+    assert made.packets_per_1000 <= MOST[text]
+    assert made.lookups == 32 * made.form.bits
+    assert made.packets <= made.instructions <= 4 * made.packets
