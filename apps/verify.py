@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 
 from apps.inspect import bundle_bytes
+from apps.options import add_bundle
 from apps.output import megabytes, print_json
 from apps.progress import Bar
 from edge.bundle import Bundle, verify
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder that lutra convert made")
+    add_bundle(parser)
 
 
 def run(args: argparse.Namespace) -> int:

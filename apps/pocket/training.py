@@ -45,7 +45,7 @@ class Recipe:
     batch: int = 128
     seed: int = 1
     warmup: int = 100
-    decay_from: float = 0.5  # share of the steps after which the learning rate falls
+    decay_from: float = 0.3  # share of the steps after which the learning rate falls
     round_from: float = 0.65  # share of the steps after which weights are rounded
     muon_lr: float = 0.02
     adam_lr: float = 0.003
@@ -53,9 +53,9 @@ class Recipe:
     test_every: int = 300
 
     def rate(self, step: int) -> float:
-        """Share of the full learning rate: a rise, a plateau, a straight fall to nothing."""
+        """Share of the full learning rate: a rise, a plateau, a fall to nothing as a square."""
         fall = (self.steps - step) / (self.steps * (1 - self.decay_from))
-        return min(1.0, (step + 1) / self.warmup, fall)
+        return min(1.0, (step + 1) / self.warmup, fall**2)
 
     def rounding(self, step: int) -> Rounding:
         return TURNS[step % len(TURNS)] if step >= self.round_from * self.steps else Rounding()
@@ -136,7 +136,8 @@ def pad(rows: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
 
 def loss_of(network: Network, ids: Tensor, targets: Tensor, rounding: Rounding) -> Tensor:
     """Mean cross entropy of the answers' tokens."""
-    with rounded(network, rounding) as weights, torch.autocast(ids.device.type, torch.bfloat16):
+    weights = rounded(network, rounding)
+    with torch.autocast(ids.device.type, torch.bfloat16):
         hidden = torch.func.functional_call(network, weights, (ids,))
         wanted = targets != IGNORED
         logits = functional.linear(hidden[wanted], weights["embed_tokens.weight"])
@@ -147,7 +148,8 @@ def exact_match(network: Network, rows: list[tuple[list[int], int]], rounding: R
     """Share of the rows whose every answer token is the likeliest, as greedy decoding takes it."""
     right = 0
     device = network.norm.weight.device
-    with torch.no_grad(), rounded(network, rounding) as weights:
+    with torch.no_grad():
+        weights = rounded(network, rounding)
         for first in range(0, len(rows), 128):
             ids, targets = (tensor.to(device) for tensor in pad(rows[first : first + 128]))
             hidden = torch.func.functional_call(network, weights, (ids,))
