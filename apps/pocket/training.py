@@ -41,21 +41,31 @@ TURNS = (W2, Rounding(), W2, W4)
 class Recipe:
     """What a training does."""
 
-    steps: int = 1800
+    steps: int = 1450
     batch: int = 128
     seed: int = 1
-    warmup: int = 100
-    decay_from: float = 0.3  # share of the steps after which the learning rate falls
-    round_from: float = 0.65  # share of the steps after which weights are rounded
+    # The learning rate's share at points of a training of 1450 steps; straight in between.
+    rates: tuple[tuple[int, float], ...] = (
+        (0, 0.01),
+        (100, 1.0),
+        (540, 1.0),
+        (700, 0.76),
+        (700, 0.35),
+        (950, 0.175),
+        (1200, 0.175),
+        (1450, 0.0),
+    )
+    round_from: float = 0.72  # share of the steps after which weights are rounded
     muon_lr: float = 0.02
     adam_lr: float = 0.003
-    save_every: int = 100
+    save_every: int = 50
     test_every: int = 300
 
     def rate(self, step: int) -> float:
-        """Share of the full learning rate: a rise, a plateau, a fall to nothing as a square."""
-        fall = (self.steps - step) / (self.steps * (1 - self.decay_from))
-        return min(1.0, (step + 1) / self.warmup, fall**2)
+        """Share of the full learning rate."""
+        place = step * self.rates[-1][0] / self.steps
+        first, last = next(pair for pair in itertools.pairwise(self.rates) if place < pair[1][0])
+        return first[1] + (last[1] - first[1]) * (place - first[0]) / (last[0] - first[0])
 
     def rounding(self, step: int) -> Rounding:
         return TURNS[step % len(TURNS)] if step >= self.round_from * self.steps else Rounding()
