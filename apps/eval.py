@@ -89,8 +89,6 @@ def run(args: argparse.Namespace) -> int:
         return accuracy.run_table(args)
     if args.exact_match:
         return exact.run(args)
-    if args.text is None:
-        raise UsageError("no text to measure on", "give --text FILE, or --exact-match")
     model = load_model(args)
     other = _load_other(args, model)
     ids = _read_tokens(args, model)
@@ -193,7 +191,9 @@ def _load_other(args: argparse.Namespace, model: Model) -> Model | None:
 
 def _read_tokens(args: argparse.Namespace, model: Model) -> list[int]:
     if args.text is None:
-        raise UsageError("no text", "add --text FILE, or --table for a checkpoint")
+        raise UsageError(
+            "no text", "add --text FILE, --exact-match for pocket, or --table for a checkpoint"
+        )
     if args.max_tokens is not None and args.max_tokens < 2:
         raise UsageError(f"--max-tokens {args.max_tokens}", "use 2 or more")
     if model.context < 2:
