@@ -41,10 +41,10 @@ TURNS = (W2, Rounding(), W2, W4)
 class Recipe:
     """What a training does."""
 
-    steps: int = 1450
+    steps: int = 1250
     batch: int = 128
     seed: int = 1
-    # The learning rate's share at points of a training of 1450 steps; straight in between.
+    # The learning rate's share at points of a training of 1250 steps; straight in between.
     rates: tuple[tuple[int, float], ...] = (
         (0, 0.01),
         (100, 1.0),
@@ -52,10 +52,10 @@ class Recipe:
         (700, 0.76),
         (700, 0.35),
         (950, 0.175),
-        (1200, 0.175),
-        (1450, 0.0),
+        (1100, 0.175),
+        (1250, 0.0),
     )
-    round_from: float = 0.72  # share of the steps after which weights are rounded
+    round_from: float = 0.835  # share of the steps after which weights are rounded
     muon_lr: float = 0.02
     adam_lr: float = 0.003
     save_every: int = 50
