@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="count the held-out commands that pocket turns into exactly the right action",
     )
     parser.add_argument(
-        "--examples", type=int, default=500, metavar="N", help="how many of those (500)"
+        "--commands", type=int, default=500, metavar="N", help="how many of those (500)"
     )
 
 

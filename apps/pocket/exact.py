@@ -78,18 +78,18 @@ def by_action(answers: Sequence[Answer]) -> dict[str, float]:
 
 def run(args: argparse.Namespace) -> int:
     """Ask the model that the options name for the held-out set's actions and print the share."""
-    if args.examples < 1:
-        raise UsageError(f"--examples {args.examples}", "use 1 or more")
+    if args.commands < 1:
+        raise UsageError(f"--commands {args.commands}", "use 1 or more")
     model = load_model(args)
     check_model(model)
     bar = Bar(quiet=args.quiet)
-    bar.start("exact match", args.examples, "commands")
-    answers = answer_all(model, held_out_set(args.examples), bar.advance)
+    bar.start("exact match", args.commands, "commands")
+    answers = answer_all(model, held_out_set(args.commands), bar.advance)
     bar.finish()
     wrong = [answer.example for answer in answers if not answer.right]
     values = {
         "exact_match": share(answers),
-        "examples": len(answers),
+        "commands": len(answers),
         "actions": by_action(answers),
         "wrong": [example.command for example in wrong],
         "measure": "measured",

@@ -128,9 +128,9 @@ def test_chat_is_with_pocket(lutra: Lutra, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_eval_counts(lutra: Lutra) -> None:
-    values = lutra("eval", "pocket", "--exact-match", "--examples", "48", "--json").json
+    values = lutra("eval", "pocket", "--exact-match", "--commands", "48", "--json").json
     assert values["exact_match"] >= FLOAT - 0.1
-    assert values["examples"] == 48
+    assert values["commands"] == 48
     assert values["measure"] == "measured"
     assert len(values["wrong"]) == round((1 - values["exact_match"]) * 48)
 
