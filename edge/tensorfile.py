@@ -23,7 +23,9 @@ from edge.planes import Part
 
 # safetensors' own limit; a longer header is an attack or not a safetensors file.
 MAX_HEADER_BYTES = 100_000_000
-ALIGNMENT = 64
+
+# A line of a CPU's caches, and a vector of Hexagon's.
+LINE_BYTES, ALIGNMENT = 64, 128
 
 # bfloat16 has no NumPy type: it is stored and mapped as uint16.
 DTYPES: dict[str, str] = {
@@ -218,14 +220,16 @@ class TensorFileWriter:
 def _layout(parts: Mapping[str, Part]) -> tuple[bytes, dict[str, int]]:
     """The header, padded so that data starts aligned, and where each tensor starts in the file.
 
-    Tensors of whole 64-byte lines come first, then the rest by falling element size, so that the
-    packed arrays are aligned for vector loads and all others for their own type.
+    Tensors of whole vectors of 128 bytes come first, then those of whole lines of 64, then the rest
+    by falling element size, so that packed arrays are aligned for vector loads and all others for
+    their own type.
     """
 
-    def order(name: str) -> tuple[bool, int, int]:
+    def order(name: str) -> tuple[int, int, int]:
         part = parts[name]
-        ragged = part.byte_count % ALIGNMENT != 0
-        return ragged, -np.dtype(part.dtype).itemsize if ragged else 0, positions[name]
+        ragged = part.byte_count % LINE_BYTES != 0
+        rank = (part.byte_count % ALIGNMENT != 0) + ragged
+        return rank, -np.dtype(part.dtype).itemsize if ragged else 0, positions[name]
 
     positions = {name: index for index, name in enumerate(parts)}
     offset = 0

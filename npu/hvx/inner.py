@@ -81,8 +81,8 @@ class Knobs:
 
     Every so many shifts are multiplications, counted from `phase`; shifts are so many steps ahead
     of lookups, those by multiplication `multiplied_ahead`; so many tables stay in registers; sums
-    of so many last steps are `late`; `together` adds the sums of activations in one packet. The
-    others are `Loop`'s.
+    of so many last steps are `late`; `together` adds the sums of activations in one packet,
+    `scales_together` loads a group's scales once. The others are `Loop`'s.
     """
 
     every: int
@@ -97,6 +97,7 @@ class Knobs:
     units: str
     latency: int
     limit: int
+    scales_together: bool = False
 
 
 @dataclass
@@ -279,8 +280,14 @@ class _Turn:
     def scale(self, products: list[Register], group: int) -> list[Register]:
         """Products times the group's scales."""
         steps = Access(_SCALES, group)
-        both = self.value("{d}.h = vshuffe({m}.h,{m}.h)", "any", passing=steps)
         text = "{{d}}.w = vmpyo({{0}}.w,{}.h):<<1:rnd:sat"
+        if self.knobs.scales_together:
+            odd = self.value(text.format("{m}"), "multiply", products[1], passing=steps)
+            first = self.operations[-1]
+            both = self.value("{d}.h = vshuffe({m}.h,{m}.h)", "any")
+            first.companion = self.operations[-1]
+            return [self.value(text.format("{1}"), "multiply", products[0], both), odd]
+        both = self.value("{d}.h = vshuffe({m}.h,{m}.h)", "any", passing=steps)
         return [
             self.value(text.format("{1}"), "multiply", products[0], both),
             self.value(text.format("{m}"), "multiply", products[1], passing=steps),
@@ -307,7 +314,7 @@ class _Turn:
 
 # The shortest schedules that a search of some minutes found.
 KNOBS = {
-    "w2g64": Knobs(3, 0, 1, 1, 12, 1, True, 18, 35, "MNPS", 1, 17),
+    "w2g64": Knobs(3, 0, 1, 1, 13, 1, True, 40, 15, "MNPS", 1, 17, scales_together=True),
     "w2g64a": Knobs(3, 2, 1, 1, 12, 1, True, 32, 10, "PSMN", 1, 18),
     "w2g128": Knobs(2, 2, 2, 1, 12, 1, False, 14, 10, "PSMN", 1, 19),
     "w2g128a": Knobs(2, 3, 3, 1, 8, 2, False, 16, 6, "PSMN", 1, 21),
