@@ -19,7 +19,14 @@ from npu.htp.device import this_soc
 from npu.htp.guard import run_child
 from npu.htp.lower import padded_width
 from npu.htp.program import HtpProgram, Placed
-from npu.htp.provider import cpu_session, emulated, load_qnn, qnn_session, versions
+from npu.htp.provider import (
+    cpu_session,
+    emulated,
+    load_onnxruntime,
+    load_qnn,
+    qnn_session,
+    versions,
+)
 from npu.htp.shadow import ShadowWeights
 from npu.htp.socs import SOCS
 
@@ -38,9 +45,10 @@ class HtpBackend:
 
     def check(self, target: Target) -> str:
         """What runs `target` here, in words. Raises MissingDependency or NpuUnavailable."""
-        if target != _STAND_IN:
+        if target == _STAND_IN:
+            load_onnxruntime()
+        else:
             load_qnn()
-            return _place(target).text
         return _place(target).text
 
     def load(self, bundle: Bundle, target: Target) -> HtpProgram:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 
 import edge
 from converter.models import model_types
-from edge.backend import choose_prompt_target
+from edge.backend import choose_prompt_target, prompt_backend_for
 from edge.bundle import Bundle
-from edge.errors import UnknownTarget
+from edge.errors import MissingDependency, UnknownTarget
 from edge.jobs import NPU
 from edge.kvcache import KVCache
 from edge.npu import Binary, Mode
@@ -164,3 +165,11 @@ def test_the_story_goes_on(make_bundle: MakeBundle, stories: Path) -> None:
     model = edge.load(bundle, prefill="npu:ort", decode="ref")
     text = model.generate("Once upon a time", max_tokens=20, sampling=edge.Sampling.greedy())
     assert text.startswith(", there was a little girl named Lily.")
+
+
+def test_doctor_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = prompt_backend_for(Target.parse("npu:ort"))
+    assert "standing in" in backend.check(Target.parse("npu:ort"))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependency, match="onnxruntime"):
+        backend.check(Target.parse("npu:ort"))
