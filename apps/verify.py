@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 
 from apps.inspect import bundle_bytes
-from apps.options import add_bundle
 from apps.output import megabytes, print_json
 from apps.progress import Bar
 from edge.bundle import Bundle, verify
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_bundle(parser)
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder that lutra convert made")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -186,3 +186,16 @@ class NpuCrashed(LutraError):
     """The NPU's compiler or emulator died on a graph; it ran in a process of its own."""
 
     exit_code = 52
+
+
+class CallRefused(LutraError):
+    """The NPU's driver, or the program that runs on it, refused a call.
+
+    `code` is its number, 0 where there is none.
+    """
+
+    exit_code = 53
+
+    def __init__(self, what: str, cure: str = "", code: int = 0) -> None:
+        super().__init__(what, cure)
+        self.code = code

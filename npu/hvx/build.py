@@ -60,8 +60,13 @@ def start_object(isa: Hexagon) -> bytes:
     return _c_object(isa, "start.c")
 
 
+def compiled(isa: Hexagon, text: str) -> bytes:
+    """C as an object file."""
+    return _compiled(isa, text, ".c", _C_OPTIONS)
+
+
 def _c_object(isa: Hexagon, name: str) -> bytes:
-    return _compiled(isa, (_HERE / name).read_text(encoding="utf-8"), ".c", _C_OPTIONS)
+    return compiled(isa, (_HERE / name).read_text(encoding="utf-8"))
 
 
 def _compiled(isa: Hexagon, text: str, suffix: str, options: Sequence[str]) -> bytes:
@@ -89,14 +94,25 @@ def _zig_version() -> str:
 
 def program(objects: Sequence[bytes], out: Path) -> None:
     """Link objects into a program that needs no library, written to `out` when whole."""
+    options = ("-static", "-e", "_start", "-z", f"max-page-size={_PAGE_BYTES}")
+    _linked(objects, options, out)
+
+
+def shared(objects: Sequence[bytes], out: Path) -> None:
+    """Link objects into a library that a device loads, written to `out` when whole."""
+    named = ("-shared", "-soname", out.name, "--hash-style=sysv", "--build-id=none")
+    bound = ("-Bsymbolic", "--no-undefined", "--strip-all", "-z", "max-page-size=4096")
+    _linked(objects, (*named, *bound), out)
+
+
+def _linked(objects: Sequence[bytes], options: Sequence[str], out: Path) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         names = []
         for index, content in enumerate(objects):
             path = Path(folder) / f"{index}.o"
             path.write_bytes(content)
             names.append(str(path))
-        made = Path(folder) / "program"
-        options = ("-static", "-e", "_start", "-z", f"max-page-size={_PAGE_BYTES}")
+        made = Path(folder) / "made"
         _run("ld.lld", *options, "-o", str(made), *names)
         made.replace(out)
 
@@ -112,9 +128,11 @@ def _run(*words: str) -> None:
 __all__ = [
     "TRIPLE",
     "assembled",
+    "compiled",
     "kernel_object",
     "program",
     "require_tools",
     "runtime_object",
+    "shared",
     "start_object",
 ]

@@ -1,0 +1,95 @@
+"""From Python through FastRPC's functions to a skel in an emulated Hexagon, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from edge.errors import CallRefused, NpuUnavailable
+from edge.formats import Format
+from npu.hvx import fastrpc, gemv, tables
+from npu.hvx.elf import file_name
+from npu.hvx.weights import group_of
+from tests.cpu.harness import random_weights
+from tests.npu.hvx import phone
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[fastrpc.Session]:
+    phone.require_standin()
+    with phone.opened() as made:
+        yield made
+
+
+@pytest.mark.parametrize("text", phone.FORMATS)
+def test_a_product_through_fastrpc_is_the_twin(session: fastrpc.Session, text: str) -> None:
+    form, rng = Format.parse(text), np.random.default_rng(4)
+    rows, width = 130, 600
+    weights = phone.Weights(session, form, random_weights(form, rows, width, rng))
+    scratch = phone.Scratch(session, width, group_of(form))
+    for x in rng.normal(size=(2, width)).astype(np.float32):
+        made = phone.product(weights, scratch, x)
+        session.run(made.calls, made.inputs, made.outputs)
+        one = tables.ratio_one(form.bits, width)
+        twin = tables.activations(x, group_of(form), one)
+        wanted = gemv.lookup(form, weights.weights, weights.scales, twin)
+        np.testing.assert_array_equal(phone.by_row(made.outputs[1], rows), wanted)
+        near = gemv.products(form, weights.weights, weights.scales, twin, one)
+        np.testing.assert_allclose(made.outputs[0][:rows], near, rtol=2**-21)
+
+
+def test_shared_memory_is_read_where_it_lies(session: fastrpc.Session) -> None:
+    """What NumPy writes after `attach` is what a kernel finds."""
+    buffer = session.allocate(4096)
+    place = session.attach(buffer, writable=True)
+    values = buffer.array(np.int16, (256,))
+    values[:] = np.arange(-128, 128) * 100
+    split = fastrpc.Place(place.reference, 1024)
+    call = fastrpc.Call("hvx_split", {"values": place, "bytes": split, "quads": 64})
+    session.run([call])
+    made = buffer.array(np.int8, (64, 2, 4), 1024).astype(np.int32)
+    np.testing.assert_array_equal((256 * made[:, 0] + made[:, 1]).reshape(-1), values)
+    session.detach(place)
+    with pytest.raises(CallRefused, match="no such buffer"):
+        session.run([call])
+
+
+def test_the_device_says_what_it_is(session: fastrpc.Session) -> None:
+    assert session.version == 67
+    assert session.contexts == 1
+
+
+def test_no_library_for_the_version_is_named(tmp_path) -> None:
+    phone.require_standin()
+    library, _ = phone.phone()
+    with pytest.raises(NpuUnavailable, match=r"no skel library for Hexagon v67"):
+        fastrpc.Session(tmp_path, library)
+
+
+def test_a_library_of_another_version_is_named(tmp_path) -> None:
+    phone.require_standin()
+    library, folder = phone.phone()
+    content = bytearray((folder / file_name(67)).read_bytes())
+    content[36] = 0x73
+    (tmp_path / file_name(67)).write_bytes(content)
+    with pytest.raises(NpuUnavailable, match="is for Hexagon v73"):
+        fastrpc.Session(tmp_path, library)
+
+
+def test_a_phone_that_refuses_unsigned_processes_is_named(monkeypatch) -> None:
+    phone.require_standin()
+    monkeypatch.setenv("STANDIN_REFUSES_UNSIGNED", "1")
+    with pytest.raises(CallRefused, match=r"privileges are insufficient.*signed libraries only"):
+        phone.opened()
+
+
+def test_no_fastrpc_library_is_named() -> None:
+    with pytest.raises(NpuUnavailable, match=r"no FastRPC library libnothing\.so"):
+        fastrpc.load(["libnothing.so"])
+
+
+def test_a_library_without_fastrpc_is_named() -> None:
+    with pytest.raises(NpuUnavailable, match="too old"):
+        fastrpc.load(["libc.so.6"])
