@@ -21,6 +21,7 @@ examples:
   lutra convert ./model m.lutra --targets cpu:aarch64-android,dotprod,i8mm
   lutra convert ./model m.lutra --weights w3g32 --quality good --calibration my.txt
   lutra convert ./model m.lutra --npu SM8650,SM8550 --chunk 256
+  lutra convert ./model m.lutra --weights w4g32 --size 3.2bpw --quality best
   lutra convert ./model m.lutra --plan          show the plan, do nothing
 """
 
@@ -60,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quality", default="fast", metavar="Q", help="fast (default), good or best: see above"
+    )
+    parser.add_argument(
+        "--size",
+        metavar="SIZE",
+        help="mixed widths of 2, 3, 4 and 8 bits for a size of all weights, such as 3.2bpw (bits a "
+        "weight), 300MiB or 300MB: each tensor's is chosen by what rounding it changes",
     )
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="UTF-8 text to calibrate on"
@@ -146,6 +153,7 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value}", "use 1 or more")
     formats = Formats.parse(args.weights, args.head, args.embedding)
+    bar = Bar(quiet=args.quiet)
     job = prepare(
         args.source,
         formats,
@@ -156,7 +164,10 @@ def run(args: argparse.Namespace) -> int:
         lora=args.lora,
         quality=_quality(args),
         npu=_npu_plan(args),
+        size=args.size,
+        watcher=bar,
     )
+    bar.finish()
     if not args.quiet:
         _print_plan(job)
         if args.plan:

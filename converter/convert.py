@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ import numpy as np
 
 from converter.calibrated import Task, encode_calibrated
 from converter.keep import plan_source
+from converter.mixed import measure, mix
 from converter.models import build_model
 from converter.models.builder import Model
 from converter.npu import NpuPlan, Origins, build_npu
 from converter.plan import Formats, Plan, PlannedTensor
 from converter.quality import FAST, Quality
+from converter.quantize.allocate import parse_size
 from converter.quantize.rtn import fit_tensor_scale, quantize_rows
-from converter.samples import choose_samples
+from converter.samples import PROBE, choose_samples
 from converter.sources.open import open_source
 from converter.sources.source import Source, describe
 from converter.sources.tokenizer import read_tokenizer
@@ -98,6 +100,8 @@ def prepare(
     lora: Sequence[str] = (),
     quality: Quality = FAST,
     npu: NpuPlan | None = None,
+    size: str | None = None,
+    watcher: Watcher | None = None,
 ) -> Job:
     """Open and check a checkpoint and plan its conversion, reading no weights but their headers.
 
@@ -113,7 +117,18 @@ def prepare(
     weights = Weights(model, checkpoint)
     weights.check()
     plan, notes = plan_source(weights, formats)
-    return Job(checkpoint, model, plan, chunk, parsed, npu, notes, quality)
+    job = Job(checkpoint, model, plan, chunk, parsed, npu, notes, quality)
+    return job if size is None else _mixed(job, size, watcher or Silent())
+
+
+def _mixed(job: Job, size: str, watcher: Watcher) -> Job:
+    """The job with its tensors' widths chosen for a size, from what each is measured to cost."""
+    budget = parse_size(size, job.plan.parameter_count)
+    record, tokenizer = read_tokenizer(job.checkpoint)
+    text = job.quality.text
+    samples = choose_samples(job.model, job.weights, record.bos_id, tokenizer, text, PROBE)
+    found = measure(job.model.graph, job.weights, job.plan, samples, watcher)
+    return replace(job, plan=mix(job.plan, found, budget))
 
 
 def run(
@@ -188,6 +203,7 @@ def convert(
     quality: str = "fast",
     calibration: str | Path | None = None,
     npu: NpuPlan | None = None,
+    size: str | None = None,
     overwrite: bool = False,
     watcher: Watcher | None = None,
 ) -> Manifest:
@@ -206,6 +222,8 @@ def convert(
         lora=lora,
         quality=Quality.parse(quality, text),
         npu=npu,
+        size=size,
+        watcher=watcher,
     )
     return run(job, Path(out), overwrite=overwrite, watcher=watcher)
 

@@ -36,6 +36,9 @@ class Wanted:
 
 WANTED = Wanted()
 
+# For three runs a tensor: 504 runs of a model with 24 layers.
+PROBE = Wanted(count=1024, length=128)
+
 
 @dataclass(frozen=True)
 class Samples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from apps.accuracy.measure import Exact, Row, each, held_out
 from apps.accuracy.peers import Peers
 from apps.accuracy.plot import draw
-from apps.bench.peer import default_python
+from apps.bench.peer import PYTHON_VARIABLE
 from apps.output import print_json, print_table
 from apps.progress import Bar
 from converter.convert import Job, convert, prepare
@@ -32,15 +33,20 @@ _HEAD = ("format", "method", "target", "bytes", "bits", "KL", "same top token", 
 
 @dataclass(frozen=True)
 class Entry:
-    """One of our forms: weights, optionally /head, and how they are found."""
+    """One of our forms: weights, /head and @size where they are given, and how they are found."""
 
+    name: str
     weights: str
     head: str | None
+    size: str | None
     quality: str
 
-    @property
-    def name(self) -> str:
-        return self.weights if self.head is None else f"{self.weights}/{self.head}"
+    @staticmethod
+    def parse(name: str, quality: str) -> Entry:
+        """From WEIGHTS[/HEAD][@SIZE]."""
+        form, _, size = name.partition("@")
+        weights, _, head = form.partition("/")
+        return Entry(name, weights, head or None, size or None, quality)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--formats",
         default=DEFAULT_FORMATS,
         metavar="LIST",
-        help=f"formats, each WEIGHTS or WEIGHTS/HEAD ({DEFAULT_FORMATS})",
+        help=f"formats, each WEIGHTS[/HEAD][@SIZE] as w4g32@5bpw ({DEFAULT_FORMATS})",
     )
     group.add_argument(
         "--qualities", default="fast,good", metavar="LIST", help="methods (fast,good)"
@@ -62,7 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--peer-formats", default="", metavar="LIST", help="llama.cpp's formats, as Q4_0,Q4_K_M"
     )
-    group.add_argument("--peer-python", metavar="FILE", help="the Python that has llama_cpp")
+    group.add_argument(
+        "--peer-python",
+        metavar="FILE",
+        help="a Python that has llama_cpp; without it, the gguf package makes what it can",
+    )
     group.add_argument("--plot", type=Path, metavar="FILE", help="draw KL against size, as SVG")
     group.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
@@ -82,7 +92,7 @@ def run_table(args: argparse.Namespace) -> int:
                 Path(folder),
                 job.model,
                 str(job.checkpoint.config["model_type"]),
-                args.peer_python or default_python(),
+                args.peer_python or os.environ.get(PYTHON_VARIABLE),
             )
             rows += peers.rows(args.peer_formats.split(","), exact, bar)
     bar.finish()
@@ -107,11 +117,10 @@ def _samples(job: Job, text: Path | None, count: int) -> Samples:
 
 
 def _entries(args: argparse.Namespace) -> Iterator[Entry]:
-    yield Entry("f32", None, "fast")
+    yield Entry.parse("f32", "fast")
     for quality in args.qualities.split(","):
         for name in args.formats.split(","):
-            weights, _, head = name.partition("/")
-            yield Entry(weights, head or None, quality)
+            yield Entry.parse(name, quality)
 
 
 def _ours(
@@ -127,6 +136,7 @@ def _ours(
             weights=entry.weights,
             head=entry.head,
             quality=entry.quality,
+            size=entry.size,
             overwrite=True,
         )
         for target in args.targets.split(","):

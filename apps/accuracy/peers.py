@@ -34,7 +34,8 @@ from edge.formats import F32
 from edge.planes import StoredTensor
 from edge.reference import Values
 
-# The gguf package makes a few of them itself, every matrix in the one format; llama.cpp the rest.
+# llama.cpp makes FILE_TYPES in its own mixtures; the gguf package PACKAGE_FORMATS, every matrix in
+# the one format.
 FORMATS = tuple(dict.fromkeys((*PACKAGE_FORMATS, *FILE_TYPES)))
 
 
@@ -75,13 +76,13 @@ def restore(rows: Values, head_dim: int) -> Values:
 
 @dataclass(frozen=True)
 class Peers:
-    """Where llama.cpp's files are made, of what, and by which Python."""
+    """Where llama.cpp's files are made, of what, and by which Python (None: the package)."""
 
     source: Path
     folder: Path
     model: Model
     model_type: str
-    python: str
+    python: str | None
 
     def rows(self, forms: Sequence[str], exact: Exact, watcher: Watcher) -> Iterator[Row]:
         """A row for each format; one that llama.cpp refuses is noted and left out.
@@ -92,18 +93,23 @@ class Peers:
         for form in forms:
             if form not in FORMATS:
                 raise UnknownFormat(f"GGUF format {form!r}", f"use one of {', '.join(FORMATS)}")
+            if self.python is None and form not in PACKAGE_FORMATS:
+                raise MissingDependency(
+                    f"llama.cpp itself makes {form}",
+                    "add --peer-python with a Python that has llama_cpp, or leave it out",
+                )
         base = self.folder / "peer-base.gguf"
         write_gguf(self.source, base, "F16")
         with contextlib.ExitStack() as stack:
             side: Child | None = None
             for form in forms:
                 path = self.folder / f"peer-{form}.gguf"
-                if form in PACKAGE_FORMATS:
-                    write_gguf(self.source, path, form)
-                else:
+                if self.python is not None and form in FILE_TYPES:
                     side = side or stack.enter_context(start_side(self.python))
                     if not _quantize(side, base, path, form, watcher):
                         continue
+                else:
+                    write_gguf(self.source, path, form)
                 yield self._row(form, path, exact)
 
     def _row(self, form: str, path: Path, exact: Exact) -> Row:

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from apps.accuracy.command import lead
+from apps.accuracy.command import Entry, lead
 from apps.accuracy.measure import Row, Score
 from apps.accuracy.peers import restore
 from apps.accuracy.plot import Axis, draw
@@ -32,6 +32,12 @@ ROWS = [
 def test_a_peer_is_compared_with_our_best_that_is_no_larger() -> None:
     pairs = {peer.name: ours and ours.name for peer, ours in lead(ROWS)}
     assert pairs == {"Q4_0": "w4g32", "Q2_K": "w3g32", "IQ1": None}
+
+
+def test_forms_are_read_from_their_names() -> None:
+    assert Entry.parse("w4g32", "good") == Entry("w4g32", "w4g32", None, None, "good")
+    mixed = Entry.parse("w4g32/w8gc@5.5bpw", "best")
+    assert mixed == Entry("w4g32/w8gc@5.5bpw", "w4g32", "w8gc", "5.5bpw", "best")
 
 
 def test_the_plot_has_a_point_for_every_row_that_diverges() -> None:

@@ -1,26 +1,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-import edge
 from converter import calibrated
 from converter.calibrated import Method
 from converter.convert import convert
 from converter.quality import METHODS, Quality
 from converter.quantize.gptq import Effort
-from converter.quantize.grid import Floats
 from converter.samples import DEFAULT_TEXT, Wanted
 from converter.synth import synthesize
 from converter.watch import Silent
 from edge.bundle import Bundle
 from edge.errors import UsageError
-from edge.sampler import Sampling
 from tests.checkpoints import TINY, make_checkpoint, rewrite_weights
+from tests.converter.quantize.layers import divergence
 
 
 class Stop(Exception):
@@ -57,23 +53,6 @@ def checkpoint(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "tiny", bos_token_id=1, num_hidden_layers=3)
 
 
-def distance(source: Path, quality: str, out: Path, **options: Any) -> float:
-    """Mean KL divergence of a bundle's predictions from the float model's, over drawn tokens."""
-    exact = convert(source, out / "exact", weights="f32", overwrite=True)
-    convert(source, out / "made", quality=quality, overwrite=True, **options)
-    model = edge.load(out / "exact", target="ref")
-    drawn = model.stream([exact.tokenizer.bos_id or 0], max_tokens=200, sampling=Sampling(seed=5))
-    tokens = [record.token for record in drawn]
-    p = _log_probabilities(model.logits(tokens))
-    q = _log_probabilities(edge.load(out / "made", target="ref").logits(tokens))
-    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
-
-
-def _log_probabilities(logits: Floats) -> NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    return wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
-
-
 @pytest.mark.parametrize(("form", "cuts"), [("w4g32", (0.33, 0.45)), ("w2g32", (0.4, 0.55))])
 def test_divergence_of_a_trained_model_is_cut(
     form: str,
@@ -83,11 +62,11 @@ def test_divergence_of_a_trained_model_is_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By GPTQ alone, and more where layers make up for those before them."""
-    fast = distance(stories, "fast", tmp_path, weights=form)
+    fast = divergence(stories, tmp_path, weights=form)
     for correction, cut in zip((0.0, 0.8), cuts, strict=True):
         method = Method(Effort(rounds=2), correction, Wanted(count=2048))
         monkeypatch.setitem(METHODS, "good", method)
-        made = distance(stories, "good", tmp_path, weights=form)
+        made = divergence(stories, tmp_path, quality="good", weights=form)
         assert made < (1 - cut) * fast, (form, correction, made, fast)
 
 

@@ -1,13 +1,19 @@
-"""Random layers with correlated inputs, as a model's are: a few directions hold most of it."""
+"""What quantizers are measured on: layers with correlated inputs, and a trained model."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+import edge
+from converter.convert import convert
 from converter.quantize.rtn import fit_tensor_scale, quantize_rows
 from edge.formats import Format
 from edge.planes import dequantize
+from edge.sampler import Sampling
 
 Floats = NDArray[np.float32]
 
@@ -37,3 +43,20 @@ def nearest(form: Format, weights: Floats) -> Floats:
     """Weights rounded to nearest."""
     scale = fit_tensor_scale(lambda: [weights]) if form.granularity == "tensor" else None
     return dequantize(form, quantize_rows(form, weights, scale))
+
+
+def divergence(source: Path, out: Path, **options: Any) -> float:
+    """Mean KL divergence of a bundle's predictions from the float model's, over drawn tokens."""
+    exact = convert(source, out / "exact", weights="f32", overwrite=True)
+    convert(source, out / "made", overwrite=True, **options)
+    model = edge.load(out / "exact", target="ref")
+    drawn = model.stream([exact.tokenizer.bos_id or 0], max_tokens=200, sampling=Sampling(seed=5))
+    tokens = [record.token for record in drawn]
+    p = _log_probabilities(model.logits(tokens))
+    q = _log_probabilities(edge.load(out / "made", target="ref").logits(tokens))
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+def _log_probabilities(logits: Floats) -> NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    return wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))

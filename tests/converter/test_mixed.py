@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from converter.convert import convert, prepare
+from converter.plan import Formats
+from edge.errors import UsageError
+from tests.checkpoints import make_checkpoint
+from tests.converter.quantize.layers import divergence
+
+
+def test_mixed_widths_beat_one_width_at_its_size(stories: Path, tmp_path: Path) -> None:
+    """By 3 % of the KL divergence at 3 bits, rounded to nearest."""
+    plain = prepare(stories, Formats.parse("w3g32", "w3g32")).plan
+    one = divergence(stories, tmp_path, weights="w3g32", head="w3g32")
+    size = f"{8 * plain.byte_count / plain.parameter_count:.4f}bpw"
+    mixed = divergence(stories, tmp_path, weights="w3g32", head="w3g32", size=size)
+    assert sum(p.byte_count for p in prepare_mixed(stories, size)) <= plain.byte_count
+    assert mixed < 0.98 * one
+
+
+def prepare_mixed(source: Path, size: str) -> tuple[object, ...]:
+    return prepare(source, Formats.parse("w3g32", "w3g32"), size=size).plan.tensors
+
+
+def test_a_size_that_nothing_fits_is_refused(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "tiny", bos_token_id=1)
+    with pytest.raises(UsageError, match="smallest formats"):
+        convert(source, tmp_path / "m", size="1bpw")
+
+
+def test_a_size_over_all_is_eight_bits(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "tiny", bos_token_id=1)
+    manifest = convert(source, tmp_path / "m", size="1MiB")
+    assert {str(t.form) for t in manifest.tensors.values()} == {"w8g64", "f32"}
