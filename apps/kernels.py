@@ -187,5 +187,4 @@ with what the compiler makes now. Compiled with {compiler}; cycles are **modelle
   branch is guessed right. Decode on a real machine waits for memory: at 4 bits, 64 weights are 32
   bytes. LLVM models Cortex-A76 by its table of Cortex-A57, which issues fewer vector
   instructions, so those figures are likelier too high than too low; Neoverse-N2 has a table of
-  its own. `-` is where the model has no figure. A loop that waits for its own sum (`norm`,
-  `linear f16`) shows how long an addition takes, not how many fit in a cycle."""
+  its own. `-` is where the model has no figure."""

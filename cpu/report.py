@@ -144,7 +144,7 @@ def _of_activations() -> list[Subject]:
         values("quantize", activations.quantize_kernel(64), lambda isa, _: max(8, isa.lanes)),
         values("attention f32, 4 queries", attention.attention_kernel("f32"), _products(4)),
         values("attention f16, 4 queries", attention.attention_kernel("f16"), _products(4)),
-        values("norm", rows.norm_kernel(), _vectors()),
+        values("norm", rows.norm_kernel(), _products(1)),
         values("rope", rows.rope_kernel(), _vectors(2)),
         values("int8", rows.int8_kernel(), _vectors()),
         values("add", elementwise.add_kernel(), _vectors()),

@@ -133,7 +133,9 @@ class Isa:
     nothing to expand, and `dot_bytes` takes the codes as they are stored. `dots_by_lane` says that
     they can take 4 activations out of a vector, so that these are loaded together. For many rows,
     the accumulators of `together` rows and slots are in registers at a time, and `dot_pairs`, where
-    there is one, takes codes of two outputs with both terms of a row.
+    there is one, takes codes of two outputs with both terms of a row. Where a tile is taken in
+    parts, a part's block is a loop of at least `turns`: of one turn there is no loop, and the code
+    of all parts is scheduled as one.
     """
 
     name: str
@@ -152,6 +154,7 @@ class Isa:
     data_layout: str = ""
     dots_by_lane: bool = False
     dot_pairs: PairProduct | None = None
+    turns: int = 1
     tiles: Tiles | None = None
 
     @property

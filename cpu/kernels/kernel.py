@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cpu.codegen.language import F32, I32, I64, POINTER, Code, Type, Value
+from cpu.codegen.language import F32, I32, I64, POINTER, Code, Type, Value, Variable
 
 if TYPE_CHECKING:
     from cpu.codegen.emit import Module
+
+# Sums that a loop adds up side by side: one addition waits 4 cycles for the one before.
+CHAINS = 4
 
 
 class Arguments:
@@ -81,4 +84,10 @@ def minimum(a: Value, b: Value) -> Value:
     return (a < b).select(a, b)
 
 
-__all__ = ["I32", "Arguments", "Body", "Kernel", "Thread", "minimum"]
+def joined(sums: Sequence[Variable]) -> Value:
+    """The sum of CHAINS sums."""
+    a, b, c, d = (chain.get() for chain in sums)
+    return (a + b) + (c + d)
+
+
+__all__ = ["CHAINS", "I32", "Arguments", "Body", "Kernel", "Thread", "joined", "minimum"]

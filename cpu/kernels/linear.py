@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from cpu.codegen.language import F16, F32, Code, Value, Variable
 from cpu.kernels.activations import quantize_rows
 from cpu.kernels.blocks import Outputs, Shape, Terms, block_of
-from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
+from cpu.kernels.kernel import CHAINS, Arguments, Kernel, Thread, joined, minimum
 from edge.formats import Format
 from edge.planes import STEP, TILE, Quantized
 
 _LINE = 64
 
-# Steps of a turn of the innermost loop where a tile is taken in parts.
+# Steps of a turn of the innermost loop where a tile is taken in parts, at most.
 UNROLL = 4
 
 SLOTS = (
@@ -88,8 +88,9 @@ class _Tile(Outputs):
                     self.step(x, first + i, part, terms)
             else:
                 # a block of code of its own keeps the scheduler from mixing what follows in
-                with code.loop(first, first + self.shape.steps, UNROLL) as index:
-                    for i in range(UNROLL):
+                unroll = min(UNROLL, self.shape.steps // code.isa.turns)
+                with code.loop(first, first + self.shape.steps, unroll) as index:
+                    for i in range(unroll):
                         self.step(x, index + i, part, terms)
             scales = self.weight_scales(block, part, self.slots)
             self.add_scaled(x, (block, part), terms, self.slots, scales, totals)
@@ -164,12 +165,19 @@ def _float_dot(code: Code, a: Arguments, form: Format, x: Value, output: Value) 
     lanes, width = code.isa.lanes, a.integer("width")
     stored = F16 if form.bits == 16 else F32
     weights = code.offset(a.pointer("values"), output * width * stored.byte_count)
-    vectors = width - width % lanes
-    sums = code.variable(code.constant(F32.of(lanes), 0.0))
-    with code.loop(0, vectors, lanes) as i:
+    sums = [code.variable(code.constant(F32.of(lanes), 0.0)) for _ in range(CHAINS)]
+
+    def add(chain: Variable, i: Value) -> None:
         w = code.load(stored.of(lanes), weights, i * stored.byte_count).to(F32)
-        sums.set(code.load(F32.of(lanes), x, i * 4).fma(w, sums.get()))
-    total = code.variable(sums.get().total())
+        chain.set(code.load(F32.of(lanes), x, i * 4).fma(w, chain.get()))
+
+    whole, vectors = width - width % (CHAINS * lanes), width - width % lanes
+    with code.loop(0, whole, CHAINS * lanes) as i:
+        for number, chain in enumerate(sums):
+            add(chain, i + number * lanes)
+    with code.loop(whole, vectors, lanes) as i:
+        add(sums[0], i)
+    total = code.variable(joined(sums).total())
     with code.loop(vectors, width) as i:
         w = code.load(stored, weights, i * stored.byte_count).to(F32)
         total.set(code.load(F32, x, i * 4).fma(w, total.get()))

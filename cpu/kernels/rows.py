@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu.codegen.language import F32, I32, I64, Code, Value
-from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
+from cpu.kernels.kernel import CHAINS, Arguments, Kernel, Thread, joined, minimum
 
 Floats = NDArray[np.float32]
 
@@ -57,12 +57,17 @@ def _norm_run(code: Code, a: Arguments, x: Value, out: Value, size: Value) -> No
     lanes = code.isa.lanes
     kind = F32.of(lanes)
     order = code.constant(I32.of(lanes), list(range(lanes)))
-    squares = code.variable(code.constant(kind, 0.0))
-    with code.loop(0, size, lanes) as i:
+    squares = [code.variable(code.constant(kind, 0.0)) for _ in range(CHAINS)]
+    whole = size - size % (CHAINS * lanes)
+    with code.loop(0, whole, CHAINS * lanes) as i:
+        for number, chain in enumerate(squares):
+            values = code.load(kind, x, (i + number * lanes) * 4)
+            chain.set(values.fma(values, chain.get()))
+    with code.loop(whole, size, lanes) as i:
         inside = order < minimum(size - i, code.constant(I64, lanes)).to(I32).broadcast(lanes)
         values = inside.select(code.load(kind, x, i * 4), 0.0)
-        squares.set(values.fma(values, squares.get()))
-    mean = squares.get().total() / size.to(F32)
+        squares[0].set(values.fma(values, squares[0].get()))
+    mean = joined(squares).total() / size.to(F32)
     scale = code.constant(F32, 1.0) / (mean + a.number("eps")).sqrt()
     with code.loop(0, size, lanes) as i:
         weight = code.load(kind, a.pointer("weight"), i * 4)
