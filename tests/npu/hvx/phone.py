@@ -42,21 +42,25 @@ def require_standin() -> None:
 
 
 @cache
-def phone() -> tuple[ctypes.CDLL, Path]:
-    """The stand-in, and the folder of a phone's skel libraries, which has the emulator's."""
+def phone(contexts: int = 1) -> tuple[ctypes.CDLL, Path]:
+    """The stand-in, and the folder of a phone's skel libraries, which has the emulator's.
+
+    The device has so many vector contexts, and threads for them.
+    """
     folder = Path(mkdtemp())
     library = folder / "libcdsprpc.so"
     options = ("-target", "x86_64-linux-gnu", "-shared", "-fPIC", "-O1", "-Wall", "-Werror")
     command = [sys.executable, "-m", "ziglang", "cc", *options, "-o", str(library)]
     subprocess.run([*command, str(_STANDIN / "library.c")], check=True, capture_output=True)
-    device = build.compiled(table(EMULATED), (_STANDIN / "device.c").read_text())
+    source = f"#define CONTEXTS {contexts}\n" + (_STANDIN / "device.c").read_text()
+    device = build.compiled(table(EMULATED), source)
     objects = skel.objects(EMULATED, [Format.parse(form) for form in FORMATS])
     build.program([device, *objects], folder / file_name(EMULATED))
     return fastrpc.load([str(library)]), folder
 
 
-def opened() -> fastrpc.Session:
-    library, folder = phone()
+def opened(contexts: int = 1) -> fastrpc.Session:
+    library, folder = phone(contexts)
     return fastrpc.Session(folder, library)
 
 

@@ -7,11 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from converter.convert import convert
+from edge.bundle import Bundle
 from edge.errors import CallRefused, NpuUnavailable
 from edge.formats import Format
+from edge.graph import Linear
 from npu.hvx import fastrpc, gemv, tables
 from npu.hvx.elf import file_name
 from npu.hvx.weights import group_of
+from tests.checkpoints import make_checkpoint
 from tests.cpu.harness import random_weights
 from tests.npu.hvx import phone
 
@@ -25,19 +29,55 @@ def session() -> Iterator[fastrpc.Session]:
 
 @pytest.mark.parametrize("text", phone.FORMATS)
 def test_a_product_through_fastrpc_is_the_twin(session: fastrpc.Session, text: str) -> None:
+    check_products(session, text, 130, 600)
+
+
+def test_workers_on_threads_share_the_work() -> None:
+    phone.require_standin()
+    with phone.opened(contexts=3) as session:
+        assert session.contexts == 3
+        for text in ("w4g64", "w8g64"):
+            check_products(session, text, 200, 700)
+
+
+def check_products(session: fastrpc.Session, text: str, rows: int, width: int) -> None:
     form, rng = Format.parse(text), np.random.default_rng(4)
-    rows, width = 130, 600
     weights = phone.Weights(session, form, random_weights(form, rows, width, rng))
     scratch = phone.Scratch(session, width, group_of(form))
     for x in rng.normal(size=(2, width)).astype(np.float32):
-        made = phone.product(weights, scratch, x)
-        session.run(made.calls, made.inputs, made.outputs)
-        one = tables.ratio_one(form.bits, width)
-        twin = tables.activations(x, group_of(form), one)
-        wanted = gemv.lookup(form, weights.weights, weights.scales, twin)
-        np.testing.assert_array_equal(phone.by_row(made.outputs[1], rows), wanted)
-        near = gemv.products(form, weights.weights, weights.scales, twin, one)
-        np.testing.assert_allclose(made.outputs[0][:rows], near, rtol=2**-21)
+        check_product(session, weights, scratch, x)
+
+
+def check_product(
+    session: fastrpc.Session, weights: phone.Weights, scratch: phone.Scratch, x: np.ndarray
+) -> None:
+    form, rows = weights.form, len(weights.weights.codes)
+    made = phone.product(weights, scratch, x)
+    session.run(made.calls, made.inputs, made.outputs)
+    one = tables.ratio_one(form.bits, len(x))
+    twin = tables.activations(x, group_of(form), one)
+    wanted = gemv.lookup(form, weights.weights, weights.scales, twin)
+    np.testing.assert_array_equal(phone.by_row(made.outputs[1], rows), wanted)
+    near = gemv.products(form, weights.weights, weights.scales, twin, one)
+    np.testing.assert_allclose(made.outputs[0][:rows], near, rtol=2**-21)
+
+
+def test_a_bundles_planes_are_used_as_they_lie(session: fastrpc.Session, tmp_path) -> None:
+    """The whole weights file in shared memory; codes are a place in it."""
+    convert(make_checkpoint(tmp_path / "tiny"), tmp_path / "tiny.lutra", weights="w4g64")
+    bundle = Bundle.open(tmp_path / "tiny.lutra")
+    op = next(op for op in bundle.graph.ops() if isinstance(op, Linear))
+    tensor = bundle.tensor(op.weight)
+    weights = phone.Weights(session, tensor.form, tensor.quantized())
+    content = np.fromfile(bundle.weights_path, np.uint8)
+    buffer = session.allocate(content.size)
+    buffer.array(np.uint8, content.shape)[:] = content
+    file = session.attach(buffer)
+    start = bundle.start(tensor.name, "planes")
+    weights.places["codes"] = fastrpc.Place(file.reference, start)
+    width = tensor.shape[1]
+    x = np.random.default_rng(5).normal(size=width).astype(np.float32)
+    check_product(session, weights, phone.Scratch(session, width, 64), x)
 
 
 def test_shared_memory_is_read_where_it_lies(session: fastrpc.Session) -> None:

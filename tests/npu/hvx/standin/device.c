@@ -115,6 +115,52 @@ int HAP_mmap_get(int fd, void **address, wide *physical) {
 
 int HAP_mmap_put(int fd) { return fd < 0; }
 
+/* Threads: as many vector contexts as this program is compiled for. A stack is never taken again. */
+
+enum { EXIT_THREAD = 93, YIELD = 124, CLONE = 220, STACK = 65536 };
+enum { CLONE_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 };
+
+struct thread { void *(*start)(void *); void *argument; word done; };
+
+int qurt_hvx_get_units(void) { return CONTEXTS << 8; }
+
+__attribute__((noreturn, used)) static void begin(struct thread *t) {
+  t->start(t->argument);
+  __atomic_store_n(&t->done, 1, __ATOMIC_RELEASE);
+  for (;;) system_call(EXIT_THREAD, 0, 0, 0, 0, 0, 0);
+}
+
+/* The new thread comes out of the call with an empty stack: what it begins with is in a register. */
+int pthread_create(word *made, const void *attributes, void *(*start)(void *), void *argument) {
+  word stack = attributes ? 0 : reserved(STACK);
+  if (!stack) return 11;
+  system_call(MPROTECT, stack, STACK, READ_WRITE, 0, 0, 0);
+  struct thread *t = (struct thread *)stack;
+  t->start = start, t->argument = argument, t->done = 0;
+  register word r0 asm("r0") = CLONE_FLAGS;
+  register word r1 asm("r1") = stack + STACK;
+  register word r6 asm("r6") = CLONE;
+  register struct thread *r16 asm("r16") = t;
+  asm volatile(
+      "trap0(#1)\n"
+      "p0 = cmp.eq(r0,#0)\n"
+      "if (!p0) jump 1f\n"
+      "r0 = r16\n"
+      "call begin\n"
+      "1:\n"
+      : "+r"(r0) : "r"(r1), "r"(r6), "r"(r16) : "memory", "p0", "r31");
+  if ((int)r0 < 0) leave(5);
+  *made = stack;
+  return 0;
+}
+
+int pthread_join(word thread, void **result) {
+  struct thread *t = (struct thread *)thread;
+  if (result) *result = 0;
+  while (!__atomic_load_n(&t->done, __ATOMIC_ACQUIRE)) system_call(YIELD, 0, 0, 0, 0, 0, 0);
+  return 0;
+}
+
 /* Buffers that are copied. */
 
 struct copied { byte *at; word bytes, page; };
