@@ -35,7 +35,6 @@ _SYSTEM_HEAP, _UNCACHED = 25, 0
 _MAP_BY_DESCRIPTOR = 2
 
 _ANSWER_BYTES = 1024
-_Words = ctypes.c_uint32 * 3
 
 
 class _Buffer(ctypes.Structure):
@@ -174,7 +173,11 @@ class Session:
         self._check(mapped, f"mapping {buffer.byte_count} bytes")
         asked = struct.pack("<3I", buffer.descriptor, buffer.byte_count, writable)
         answer = np.zeros(8, np.uint8)
-        self.invoke(Method.ATTACH, [np.frombuffer(asked, np.uint8)], [answer[:4]])
+        try:
+            self.invoke(Method.ATTACH, [np.frombuffer(asked, np.uint8)], [answer[:4]])
+        except CallRefused:
+            self._unmap(buffer)
+            raise
         (reference,) = struct.unpack("<I", answer[:4].tobytes())
         self._mapped[reference] = buffer
         return Place(reference)
@@ -182,8 +185,11 @@ class Session:
     def detach(self, place: Place) -> None:
         """Undo `attach`."""
         self.invoke(Method.DETACH, [np.array([place.reference], np.uint32)], [])
-        buffer = self._mapped.pop(place.reference)
-        self._library.fastrpc_munmap(_DOMAIN, buffer.descriptor, buffer.address, buffer.byte_count)
+        self._unmap(self._mapped.pop(place.reference))
+
+    def _unmap(self, buffer: Buffer) -> None:
+        unmap = self._library.fastrpc_munmap
+        unmap(_DOMAIN, buffer.descriptor, buffer.address, buffer.byte_count)
 
     # Calls.
 

@@ -138,11 +138,9 @@ class Call:
     parts: int = 1
 
 
-def scalars(
-    method: int, inputs: int, outputs: int, *, handles_in: int = 0, handles: int = 0
-) -> int:
-    """The word that says what a call is: method, and how many buffers and handles."""
-    return method << 24 | inputs << 16 | outputs << 8 | handles_in << 4 | handles
+def scalars(method: int, inputs: int, outputs: int) -> int:
+    """The word that says what a call is: its method, and how many buffers it has."""
+    return method << 24 | inputs << 16 | outputs << 8
 
 
 def request(calls: Sequence[Call], signatures: Mapping[str, Signature]) -> bytes:
