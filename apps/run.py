@@ -26,7 +26,7 @@ from edge.errors import UsageError
 from edge.generate import Record
 from edge.model import Model
 from edge.template import Message
-from edge.trace import Run, generation_slices, write_trace
+from edge.trace import Run, Word, generation_slices, timeline_slices, write_trace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system message, with a chat template")
     add_sampling_options(parser)
     parser.add_argument(
-        "--trace", type=Path, metavar="FILE", help="write when what ran, for ui.perfetto.dev"
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="write when what ran, and every job of an NPU's prefill, for ui.perfetto.dev",
     )
 
 
@@ -65,13 +68,22 @@ def run(args: argparse.Namespace) -> int:
     made = list(_shown(records, silent=args.json))
     last = made[-1]
     if args.trace is not None:
-        slices = generation_slices(made, model.place)
-        write_trace(args.trace, [Run(f"lutra run {args.bundle}", "measured", slices)])
+        write_trace(args.trace, [_traced(model, made, f"lutra run {args.bundle}")])
     if args.json:
         print_json(_values(model, made))
     elif not args.quiet:
         print(_summary(model, last), file=sys.stderr)
     return 0
+
+
+def _traced(model: Model, records: list[Record], name: str) -> Run:
+    """The generation; and the jobs of its prompt, a track a processor, where an NPU ran it."""
+    emulated = model.prefill_emulated or model.program.target.emulated
+    word: Word = "emulated" if emulated else "measured"
+    slices = generation_slices(records, model.place)
+    if (timeline := model.prefill_timeline) is not None:
+        slices += timeline_slices(timeline)
+    return Run(name, word, slices)
 
 
 def _shown(records: Iterator[Record], *, silent: bool) -> Iterator[Record]:

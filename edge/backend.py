@@ -19,6 +19,7 @@ from edge.errors import UnknownTarget
 from edge.formats import Format
 from edge.graph import Graph
 from edge.kvcache import KVCache
+from edge.schedule import Timeline
 from edge.target import Machine, Target, this_machine
 
 if TYPE_CHECKING:
@@ -109,6 +110,11 @@ class PromptProgram(Protocol):
     @property
     def emulated(self) -> bool:
         """Whether it runs in emulation, where times mean nothing."""
+        ...
+
+    @property
+    def timeline(self) -> Timeline | None:
+        """When the jobs of the last prompt ran, from its start; None before one."""
         ...
 
     def run_prompt(

@@ -32,6 +32,7 @@ from edge.kvcache import CacheFormat, KVCache, default_format
 from edge.manifest import TOKENIZER, GenerationDefaults
 from edge.pair import Pair
 from edge.sampler import Sampler, Sampling
+from edge.schedule import Timeline
 from edge.target import Target
 from edge.template import ChatTemplate, Message
 from edge.text import TextStream
@@ -216,6 +217,11 @@ class Model:
     def prefill_emulated(self) -> bool:
         """Whether prompts run in emulation, so that their rate means nothing."""
         return isinstance(self.program, Pair) and self.program.prompt.emulated
+
+    @property
+    def prefill_timeline(self) -> Timeline | None:
+        """When the jobs of the last prompt ran on the NPU and beside it; None without an NPU."""
+        return self.program.prompt.timeline if isinstance(self.program, Pair) else None
 
     @property
     def _eos_ids(self) -> frozenset[int]:

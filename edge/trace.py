@@ -16,8 +16,8 @@ from edge.disk import write_text
 from edge.generate import Record
 from edge.schedule import Timeline
 
-# What the times are: of this machine, or computed from parameters.
-Word = Literal["measured", "modelled"]
+# What the times are: of this machine, of an emulator on it, or computed from parameters.
+Word = Literal["measured", "emulated", "modelled"]
 
 
 @dataclass(frozen=True)

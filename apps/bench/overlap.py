@@ -55,10 +55,7 @@ class Way:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     args = _parse(argv)
-    if os.environ.get(_ONE_THREAD) != "1":
-        environment = os.environ | {_ONE_THREAD: "1"}
-        words = [sys.executable, "-m", "apps.bench.overlap", *(argv or sys.argv[1:])]
-        os.execve(sys.executable, words, environment)  # noqa: S606
+    one_blas_thread("apps.bench.overlap", argv)
     try:
         taken, bound_s = measure(args)
     except LutraError as error:
@@ -76,6 +73,14 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print_json({"figures": "measured", "lower_bound_s": bound_s, "ways": values})
     return 0
+
+
+def one_blas_thread(module: str, argv: list[str] | None) -> None:
+    """Start `module` again with NumPy on one thread, unless it is; does not return then."""
+    if os.environ.get(_ONE_THREAD) != "1":
+        environment = os.environ | {_ONE_THREAD: "1"}
+        words = [sys.executable, "-m", module, *(argv or sys.argv[1:])]
+        os.execve(sys.executable, words, environment)  # noqa: S606
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, list[Timeline]], float]:
