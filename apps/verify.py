@@ -1,21 +1,45 @@
 """Check every byte of a bundle against the SHA-256 that was taken when it was written.
 
-example:
+With --on, then run every kernel that such a device would use, on the bundle's own weights, in
+emulation, and compare what it makes with its plain NumPy twin. It tells of right and wrong; how
+long it takes says nothing of a device.
+
+  --on hvx    a decode step on Hexagon's vector unit (v67). Needs qemu-hexagon
+              (apt-get install qemu-user) and pip install "lutra[ahead]"
+
+It takes as long as the emulator needs for one token, and one line for each kernel. The exit code is
+1 where any differs; the tensor, or the value, is named.
+
+examples:
   lutra verify model.lutra
+  lutra verify model.lutra --on hvx
+  lutra verify model.lutra --on hvx --json
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 from apps.inspect import bundle_bytes
-from apps.output import megabytes, print_json
+from apps.output import megabytes, print_json, print_table
 from apps.progress import Bar
+from edge.backend import backend_for
 from edge.bundle import Bundle, verify
+from edge.check import Check
+from edge.errors import MissingDependency
+from edge.target import Target
+
+DEVICES = ("hvx",)
+
+# What a shell gets where a kernel is not its twin.
+MISMATCH = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="folder that lutra convert made")
+    parser.add_argument("--on", choices=DEVICES, help="also run its kernels in emulation")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,10 +49,57 @@ def run(args: argparse.Namespace) -> int:
     bar.start("verify", size, "B")
     verify(bundle, bar.advance)
     bar.finish()
+    files = len(bundle.manifest.files)
+    if not args.json:
+        print(f"{args.bundle}: {files} files, {megabytes(size)}: all as written")
+    checks = list(_checks(bundle, args.on, bar)) if args.on else []
+    passed = all(check.passed for check in checks)
     if args.json:
-        print_json({"ok": True, "files": len(bundle.manifest.files), "bytes": size})
-    else:
-        print(
-            f"{args.bundle}: {len(bundle.manifest.files)} files, {megabytes(size)}: all as written"
-        )
-    return 0
+        values = {"ok": passed, "files": files, "bytes": size}
+        print_json(values | (_values(args.on, checks) if args.on else {}))
+    elif args.on:
+        _print(args.on, checks)
+    return 0 if passed else MISMATCH
+
+
+def _checks(bundle: Bundle, device: str, bar: Bar) -> Iterator[Check]:
+    """Every kernel of a device. Raises MissingDependency without its emulator."""
+    from npu.hvx import check
+
+    target = Target.parse("npu:hvx-v67")
+    if reason := backend_for(target).refuses(target, bundle.graph):
+        what, _, cure = reason.rpartition(": ")
+        raise MissingDependency(f"--on {device}: {what}", cure)
+    bar.start(f"kernels on {target} (emulated)", check.op_count(bundle), "ops")
+    for found in check.check(bundle, target):
+        yield found
+        bar.advance(1)
+    bar.finish()
+
+
+def _print(device: str, checks: Sequence[Check]) -> None:
+    """A line for each kernel, then one for each use that went wrong."""
+    by_kernel: dict[str, list[Check]] = {}
+    for check in checks:
+        by_kernel.setdefault(check.kernel, []).append(check)
+    print_table([_line(kernel, uses) for kernel, uses in by_kernel.items()])
+    wrong = [check for check in checks if not check.passed]
+    for check in wrong:
+        print(f"{check.kernel}: {check.subject}: {check.detail}")
+    state = f"{len(wrong)} are not" if wrong else "all are"
+    print(
+        f"{device}, emulated: {len(checks)} uses of {len(by_kernel)} kernels: {state} as the twin"
+    )
+
+
+def _line(kernel: str, uses: Sequence[Check]) -> tuple[str, str, str]:
+    wrong = [check for check in uses if not check.passed]
+    if wrong:
+        return kernel, "WRONG", f"{len(wrong)} of {len(uses)}, first {wrong[0].subject} (emulated)"
+    largest = max(check.error for check in uses)
+    return kernel, "PASS", f"{len(uses)} times, relative error up to {largest:.0e} (emulated)"
+
+
+def _values(device: str, checks: Sequence[Check]) -> dict[str, object]:
+    finite = [asdict(c) | {"error": min(c.error, 1e30), "passed": c.passed} for c in checks]
+    return {"on": device, "figures": "emulated", "kernels": finite}

@@ -53,9 +53,13 @@ class Call:
 
 @dataclass
 class Step:
-    """The calls of a step. `body` of them come before the head, which a step may leave out."""
+    """The calls of a step. `body` of them come before the head, which a step may leave out.
+
+    `ends` has, for every op of the graph in order, how many calls there are up to and with it.
+    """
 
     calls: list[Call] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
     body: int = 0
     logits: int = 0
 
@@ -87,6 +91,7 @@ class Lowering:
                 self.step.body = len(self.step.calls)
             for op in subgraph.ops:
                 _LOWER[type(op)](self, op)
+                self.step.ends.append(len(self.step.calls))
         self.step.logits = self.places[self.graph.last.out]
         return self.step
 

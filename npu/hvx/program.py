@@ -33,6 +33,9 @@ THREADS = 4
 # Whole vectors of the last row may be read.
 _PADDING = 128
 
+# A row of the table of calls: kernel, arguments, threads.
+_ROW_BYTES = 12
+
 
 def families(formats: Iterable[Format]) -> list[list[Kernel]]:
     """Kernels of decode steps by what is compiled together: common ones, and those of a format."""
@@ -86,9 +89,9 @@ class HvxProgram:
         self._bundle = bundle
         self._threads = threads or THREADS
         formats = {str(record.form): record.form for record in bundle.manifest.tensors.values()}
-        self._device = Emulator(built(table_for(target), formats.values()))
-        self._weights = self._device.map_file(bundle.weights_path)
-        self._steps: dict[CacheFormat, _Calls] = {}
+        self.device = Emulator(built(table_for(target), formats.values()))
+        self._weights = self.device.map_file(bundle.weights_path)
+        self._steps: dict[CacheFormat, Calls] = {}
         self._caches: dict[str, tuple[int, int]] = {}
 
     def run(
@@ -96,23 +99,29 @@ class HvxProgram:
     ) -> NDArray[np.float32]:
         """Run one token. See `edge.backend.Program.run`."""
         assert count == 1, count
-        calls = self._calls(cache.form)
-        self._write_angles(calls, cache.length)
-        self._device.write(calls.lowering.buffers["tokens"], tokens[:1])
-        places = self._write_cache(cache)
-        calls.run(places | {"position": cache.length, "capacity": cache.capacity}, logit_rows)
+        calls, places = self.prepare(tokens, cache)
+        calls.run(0, len(calls.step.calls) if logit_rows else calls.step.body)
         self._read_cache(cache, places)
         cache.advance(1)
         shape = logit_rows, self._bundle.graph.vocabulary
-        return self._device.read(calls.step.logits, np.float32, shape)
+        return self.device.read(calls.step.logits, np.float32, shape)
 
-    def _calls(self, form: CacheFormat) -> _Calls:
+    def prepare(self, tokens: NDArray[np.int32], cache: KVCache) -> tuple[Calls, dict[str, int]]:
+        """A step's calls, with all that they read in place; and where keys and values are."""
+        calls = self._calls(cache.form)
+        self._write_angles(calls, cache.length)
+        self.device.write(calls.lowering.buffers["tokens"], tokens[:1])
+        places = self._write_cache(cache)
+        calls.write(places | {"position": cache.length, "capacity": cache.capacity})
+        return calls, places
+
+    def _calls(self, form: CacheFormat) -> Calls:
         if form not in self._steps:
-            lowering = Lowering(self._bundle, self._device, self._weights, form, self._threads)
-            self._steps[form] = _Calls(self._device, lowering)
+            lowering = Lowering(self._bundle, self.device, self._weights, form, self._threads)
+            self._steps[form] = Calls(self.device, lowering)
         return self._steps[form]
 
-    def _write_angles(self, calls: _Calls, position: int) -> None:
+    def _write_angles(self, calls: Calls, position: int) -> None:
         written = set()
         for op in self._bundle.graph.ops():
             if isinstance(op, Rope) and angles_name("cos", op) not in written:
@@ -121,7 +130,7 @@ class HvxProgram:
                 for name, function in (("cos", np.cos), ("sin", np.sin)):
                     values = function(turns) * np.float32(op.scale)
                     place = calls.lowering.buffers[angles_name(name, op)]
-                    self._device.write(place, values.astype(np.float32))
+                    self.device.write(place, values.astype(np.float32))
                     written.add(angles_name(name, op))
 
     def _write_cache(self, cache: KVCache) -> dict[str, int]:
@@ -132,11 +141,11 @@ class HvxProgram:
                 name = f"{kind}/{index}"
                 size, place = self._caches.get(name, (0, 0))
                 if size < array.nbytes:
-                    place = self._device.allocate(array.nbytes + _PADDING)
+                    place = self.device.allocate(array.nbytes + _PADDING)
                     self._caches[name] = array.nbytes, place
                 for head in range(len(array)):
                     at = place + head * array[head].nbytes
-                    self._device.write(at, array[head, : cache.length])
+                    self.device.write(at, array[head, : cache.length])
                 places[name] = place
         return places
 
@@ -148,10 +157,10 @@ class HvxProgram:
                 for head in range(len(array)):
                     at = places[f"{kind}/{index}"] + head * array[head].nbytes
                     at += cache.length * row.nbytes
-                    array[head, cache.length] = self._device.read(at, array.dtype, row.shape)
+                    array[head, cache.length] = self.device.read(at, array.dtype, row.shape)
 
 
-class _Calls:
+class Calls:
     """The calls of a step on the device, with their changing arguments."""
 
     def __init__(self, device: Emulator, lowering: Lowering) -> None:
@@ -176,9 +185,12 @@ class _Calls:
         ]
         self._table = device.put(np.array(rows, np.uint32))
 
-    def run(self, values: dict[str, int], logit_rows: int) -> None:
-        """Run the step with its values by name, with the head where there are logits to make."""
+    def write(self, values: dict[str, int]) -> None:
+        """Give the calls the values of a step, by name."""
         for place, name in self._changing:
             self._values[place] = values[name]
         self._device.write(self._arguments, self._values)
-        self._device.run(self._table, len(self.step.calls) if logit_rows else self.step.body)
+
+    def run(self, first: int, last: int) -> None:
+        """Run the calls from `first` up to `last`, without that."""
+        self._device.run(self._table + _ROW_BYTES * first, last - first)
