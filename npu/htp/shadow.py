@@ -20,7 +20,7 @@ from edge.tensorfile import TensorFile
 
 Floats = NDArray[np.float32]
 
-# Products made at a time: 16 MB in float32.
+# Weights multiplied at a time: 16 MB in float32.
 _BLOCK_VALUES = 1 << 22
 
 
@@ -98,21 +98,22 @@ class ShadowWeights:
         return made
 
     def restore(self, tensor: str, found: Extracted, out: Floats) -> int:
-        """Add W times what was cut off to `out` [rows, out]; returns the multiply-adds made."""
+        """Add W times what was cut off to `out` [rows, out]; returns the outliers' multiply-adds.
+
+        Rows and channels that have an outlier make one dense product: with the zeros in it, it is
+        several times faster than summing a column for each outlier.
+        """
+        rows, row_places = np.unique(found.rows, return_inverse=True)
+        used, places = np.unique(found.channels, return_inverse=True)
+        cut = np.zeros((len(rows), len(used)), np.float32)
+        cut[row_places, places] = found.cut
+        sums = np.zeros((len(rows), out.shape[1]), np.float32)
         step = max(_BLOCK_VALUES // out.shape[1], 1)
-        for first in range(0, len(found.cut), step):
+        for first in range(0, len(used), step):
             block = slice(first, first + step)
-            used, places = np.unique(found.channels[block], return_inverse=True)
-            columns = self.columns(tensor, used)[places]
-            columns *= found.cut[block, None]
-            _add_rows(out, found.rows[block], columns)
+            sums += cut[:, block] @ self.columns(tensor, used[block])
+        out[rows] += sums
         return len(found.cut) * out.shape[1]
-
-
-def _add_rows(out: Floats, rows: NDArray[np.intp], products: Floats) -> None:
-    """out[rows] += products, where neighbours may be of the same row."""
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    out[rows[starts]] += np.add.reduceat(products, starts, axis=0)
 
 
 def _places(width: int, hot: tuple[int, ...]) -> NDArray[np.intp]:
