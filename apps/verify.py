@@ -5,15 +5,19 @@ emulation, and compare what it makes with its plain NumPy twin. It tells of righ
 long it takes says nothing of a device.
 
   --on hvx    a decode step on Hexagon's vector unit (v67). Needs qemu-hexagon
-              (apt-get install qemu-user) and pip install "lutra[ahead]"
+              (apt-get install qemu-user) and pip install "lutra[ahead]". Lookup products are
+              compared bit for bit, float kernels within 1e-5
+  --on htp    every compiled graph of the bundle's NPU program on Qualcomm's emulation, beside the
+              graph as it was before compiling, within the HTP's rounding. Needs x86-64 Linux,
+              pip install "lutra[npu]", and a bundle converted with --npu SM8650,npu:ort
 
-It takes as long as the emulator needs for one token, and one line for each kernel. The exit code is
-1 where any differs; the tensor, or the value, is named.
+There is a line for each kernel or graph. The exit code is 1 where any differs; the tensor, or the
+value, is named.
 
 examples:
   lutra verify model.lutra
   lutra verify model.lutra --on hvx
-  lutra verify model.lutra --on hvx --json
+  lutra verify model.lutra --on htp --json
 """
 
 from __future__ import annotations
@@ -28,10 +32,10 @@ from apps.progress import Bar
 from edge.backend import backend_for
 from edge.bundle import Bundle, verify
 from edge.check import Check
-from edge.errors import MissingDependency
+from edge.errors import MissingDependency, NpuUnavailable
 from edge.target import Target
 
-DEVICES = ("hvx",)
+DEVICES = ("hvx", "htp")
 
 # What a shell gets where a kernel is not its twin.
 MISMATCH = 1
@@ -64,17 +68,36 @@ def run(args: argparse.Namespace) -> int:
 
 def _checks(bundle: Bundle, device: str, bar: Bar) -> Iterator[Check]:
     """Every kernel of a device. Raises MissingDependency without its emulator."""
+    return _on_hvx(bundle, bar) if device == "hvx" else _on_htp(bundle, bar)
+
+
+def _on_hvx(bundle: Bundle, bar: Bar) -> Iterator[Check]:
     from npu.hvx import check
 
     target = Target.parse("npu:hvx-v67")
     if reason := backend_for(target).refuses(target, bundle.graph):
         what, _, cure = reason.rpartition(": ")
-        raise MissingDependency(f"--on {device}: {what}", cure)
+        raise MissingDependency(f"--on hvx: {what}", cure)
     bar.start(f"kernels on {target} (emulated)", check.op_count(bundle), "ops")
     for found in check.check(bundle, target):
         yield found
         bar.advance(1)
     bar.finish()
+
+
+def _on_htp(bundle: Bundle, bar: Bar) -> Iterator[Check]:
+    from npu.htp import check
+    from npu.htp.provider import emulated, load_qnn
+
+    load_qnn()
+    if not emulated():
+        raise NpuUnavailable("--on htp: no emulation on this machine", "use x86-64 Linux")
+    for target in check.targets(bundle):
+        bar.start(f"graphs on {target} (emulated)", check.output_count(bundle), "outputs")
+        for found in check.check(bundle, target):
+            yield found
+            bar.advance(1)
+        bar.finish()
 
 
 def _print(device: str, checks: Sequence[Check]) -> None:

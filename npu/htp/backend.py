@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cpu.codegen.cache import cache_folder
 from edge.bundle import Bundle, file_sha256
@@ -30,7 +30,10 @@ from npu.htp.provider import (
 from npu.htp.shadow import ShadowWeights
 from npu.htp.socs import SOCS
 
-_STAND_IN = Target("npu", "ort")
+if TYPE_CHECKING:
+    import onnxruntime
+
+STAND_IN = Target("npu", "ort")
 
 
 class HtpBackend:
@@ -45,7 +48,7 @@ class HtpBackend:
 
     def check(self, target: Target) -> str:
         """What runs `target` here, in words. Raises MissingDependency or NpuUnavailable."""
-        if target == _STAND_IN:
+        if target == STAND_IN:
             load_onnxruntime()
         else:
             load_qnn()
@@ -57,23 +60,29 @@ class HtpBackend:
         Raises NpuUnavailable where the bundle has none for it, or this machine nothing to run it
         on; AlteredBundle, NpuRefused or NpuCrashed where its files are not what was compiled.
         """
-        record = _record(bundle)
-        binaries = _choose(bundle, record, target)
-        _check_files(bundle, binaries)
-        if target != _STAND_IN:
-            load_qnn()
-            _try_first(bundle, binaries)
-        sessions = {}
-        for piece in record.pieces(bundle.graph):
-            path = bundle.folder / binaries[piece.name].path
-            session = cpu_session(path) if target == _STAND_IN else qnn_session(path)
-            _check_session(session, path, piece, bundle, record)
-            sessions[piece.name] = session
-        return HtpProgram(bundle, record, _place(target), sessions, _shadow(bundle, record))
+        record, made = _record(bundle), sessions(bundle, target)
+        return HtpProgram(bundle, record, _place(target), made, _shadow(bundle, record))
+
+
+def sessions(bundle: Bundle, target: Target) -> dict[str, onnxruntime.InferenceSession]:
+    """The pieces of a bundle's NPU program on `target`, by name, each checked; raises as `load`."""
+    record = _record(bundle)
+    binaries = _choose(bundle, record, target)
+    _check_files(bundle, binaries)
+    if target != STAND_IN:
+        load_qnn()
+        _try_first(bundle, binaries)
+    made = {}
+    for piece in record.pieces(bundle.graph):
+        path = bundle.folder / binaries[piece.name].path
+        session = cpu_session(path) if target == STAND_IN else qnn_session(path)
+        _check_session(session, path, piece, bundle, record)
+        made[piece.name] = session
+    return made
 
 
 def _place(target: Target) -> Placed:
-    if target == _STAND_IN:
+    if target == STAND_IN:
         text = f"{target} (ONNX Runtime's CPU provider, standing in for an NPU)"
         return Placed(target, text, emulated=False)
     if emulated():
@@ -93,11 +102,11 @@ def _record(bundle: Bundle) -> NpuRecord:
 def _choose(bundle: Bundle, record: NpuRecord, target: Target) -> dict[str, Binary]:
     """The target's binaries by piece: on a phone its own SoC's, in emulation any."""
     fitting = [binary for binary in record.binaries if binary.target == target]
-    if target != _STAND_IN and not emulated():
+    if target != STAND_IN and not emulated():
         fitting = [binary for binary in fitting if binary.soc == this_soc()]
     if fitting:
         return {b.piece: b for b in fitting if b.soc == fitting[0].soc}
-    here = "" if target == _STAND_IN or emulated() else f", this is {this_soc() or 'no known SoC'}"
+    here = "" if target == STAND_IN or emulated() else f", this is {this_soc() or 'no known SoC'}"
     raise NpuUnavailable(
         f"{bundle.folder} has no program for {target}{here}: it has {_listed(record)}",
         f"use one of them, or convert again with --npu {this_soc() or target}",
