@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -31,6 +31,7 @@ from edge.errors import UsageError
 from edge.graph import Graph
 from edge.jobs import CPU, NPU
 from edge.manifest import FILE_NAME
+from edge.npu import NpuRecord
 from edge.schedule import Timeline
 from edge.trace import Run, timeline_slices, write_trace
 from npu.soc.model import WEIGHT_BITS, Chunking, Mode, subgraph_counts
@@ -48,13 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--soc", default="SM8650", help=f"{', '.join(SOCS)} (default: SM8650)")
     parser.add_argument("--prompt", type=int, default=1024, metavar="N", help="tokens (1024)")
     parser.add_argument("--generate", type=int, default=128, metavar="N", help="tokens (128)")
-    parser.add_argument("--chunk", type=int, default=256, metavar="N", help="rows a chunk (256)")
+    parser.add_argument(
+        "--chunk", type=int, metavar="N", help="rows a chunk (default: the bundle's, else 256)"
+    )
     parser.add_argument(
         "--prune-outliers",
         type=float,
-        default=0.85,
         metavar="SHARE",
-        help="share of layers whose outliers are not restored (0.85)",
+        help="share of layers whose outliers are not restored (default: the bundle's, else 0.85)",
     )
     parser.add_argument(
         "--mode",
@@ -87,12 +89,14 @@ class Request:
     work: ModelWork
     decode_weight_bytes: int
     head_bytes: int
+    npu: NpuRecord | None
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is shown: prefill, the head after it, and the middle step of decoding."""
 
+    chunking: Chunking
     prefill: Prefill
     head: Decode
     decode: Decode
@@ -132,12 +136,13 @@ def _plan(args: argparse.Namespace, soc: Soc) -> Plan:
     request = _read(args)
     bar = Bar(quiet=args.quiet)
     bar.start("schedule", 100, "percent")
-    chunking = Chunking(args.chunk, args.prune_outliers, args.mode)
+    chunking = _chunking(args, request.npu)
     prefill = plan_prefill(soc, request.work, args.prompt, chunking, bar.advance)
     bar.finish()
     kv_bytes = _KV_BYTES * request.work.kv_values
     context = args.prompt + args.generate / 2
     return Plan(
+        chunking,
         prefill,
         Decode(soc, CPU, request.head_bytes),
         Decode(soc, args.decode, request.decode_weight_bytes + kv_bytes * context),
@@ -150,22 +155,34 @@ def _plan(args: argparse.Namespace, soc: Soc) -> Plan:
     )
 
 
+def _chunking(args: argparse.Namespace, npu: NpuRecord | None) -> Chunking:
+    """As asked for; where nothing is, as the bundle's NPU program was made, else as llm.npu's."""
+    made = Chunking(mode=args.mode)
+    if npu is not None:
+        pruned = npu.calibration.pruned if npu.mode == "w8a8" else 1.0  # 16 bits hold outliers
+        made = replace(made, rows=npu.rows, pruned=pruned)
+    if args.chunk is not None:
+        made = replace(made, rows=args.chunk)
+    return made if args.prune_outliers is None else replace(made, pruned=args.prune_outliers)
+
+
 def _check(args: argparse.Namespace) -> None:
     if args.model is None:
         raise UsageError("no model", "name a bundle, a checkpoint or a preset such as qwen1.5-1.8b")
     for name, least in (("prompt", 1), ("generate", 0), ("chunk", 1)):
         value = getattr(args, name)
-        if not least <= value <= 1 << 20:
+        if value is not None and not least <= value <= 1 << 20:
             raise UsageError(f"--{name} {value}", f"use {least} to {1 << 20}")
-    if not 0 <= args.prune_outliers <= 1:
+    if args.prune_outliers is not None and not 0 <= args.prune_outliers <= 1:
         raise UsageError(f"--prune-outliers {args.prune_outliers}", "use a share from 0 to 1")
 
 
 def _read(args: argparse.Namespace) -> Request:
     """The model's work, and its weights' bytes as stored or as they would be."""
-    path = Path(args.model)
+    path, npu = Path(args.model), None
     if (path / FILE_NAME).is_file():
         bundle = Bundle.open(path)
+        npu = bundle.manifest.npu
         graph, sizes = (
             bundle.graph,
             {t.name: bundle.byte_count(t.name) for t in bundle.graph.tensors},
@@ -180,7 +197,7 @@ def _read(args: argparse.Namespace) -> Request:
             f"{args.prompt} + {args.generate} tokens, {args.model} holds {graph.context}",
             "use fewer with --prompt and --generate",
         )
-    return Request(graph_work(args.model, graph), *_step_bytes(graph, sizes))
+    return Request(graph_work(args.model, graph), *_step_bytes(graph, sizes), npu)
 
 
 def _step_bytes(graph: Graph, sizes: dict[str, int]) -> tuple[int, int]:
@@ -214,6 +231,8 @@ def _values(args: argparse.Namespace, plan: Plan) -> dict[str, object]:
         "model": args.model,
         "soc": prefill.soc.name,
         "mode": args.mode,
+        "chunk": plan.chunking.rows,
+        "pruned_outliers": plan.chunking.pruned,
         "prompt_tokens": prefill.tokens,
         "generated_tokens": args.generate,
         "prefill_tok_s": prefill.tokens / plan.first_token_s,
@@ -239,6 +258,7 @@ def _values(args: argparse.Namespace, plan: Plan) -> dict[str, object]:
 def _print(args: argparse.Namespace, plan: Plan) -> None:
     prefill, decode, soc = plan.prefill, plan.decode, plan.prefill.soc
     print(f"{args.model} on {soc.name} ({soc.product}), modelled:")
+    print(_cut(plan.chunking))
     print()
     energy = plan.prefill_joules / prefill.tokens
     print_table(
@@ -261,6 +281,13 @@ def _print(args: argparse.Namespace, plan: Plan) -> None:
     print(f"out of order takes {saved:.0%} less time than in order")
     print()
     print_table(_memory_rows(plan))
+
+
+def _cut(chunking: Chunking) -> str:
+    words = f"chunks of {chunking.rows} tokens"
+    if chunking.mode == "w4a16":
+        return words
+    return f"{words}, outliers of {1 - chunking.pruned:.0%} of the layers restored by the CPU"
 
 
 def _schedule(name: str, timeline: Timeline, bound_s: float) -> tuple[str, ...]:

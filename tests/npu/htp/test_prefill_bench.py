@@ -71,3 +71,18 @@ def test_chunks_that_do_not_fit_are_refused(
     bundle = make_bundle("llama", "npu:ort", weights="w4g32")
     assert prefill.main([str(bundle), "--chunks", "1000", "--quiet"]) == 2
     assert "chunks of 32 tokens, the context is" in capsys.readouterr().err
+
+
+def test_plan_takes_chunks_and_pruned_layers_from_the_bundle(
+    make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle("llama", "npu:ort", weights="w4g32")
+    words = ["plan", str(bundle), "--prompt", "64", "--generate", "0", "--json", "--quiet"]
+
+    def planned(*more: str) -> tuple[int, float]:
+        assert main([*words, *more]) == 0
+        values = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return values["chunk"], values["pruned_outliers"]
+
+    assert planned() == (32, 0.0)
+    assert planned("--chunk", "64", "--prune-outliers", "0.5") == (64, 0.5)
