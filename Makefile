@@ -1,6 +1,6 @@
 # Needs Python 3.11 or later, make, and a network for pip. Everything else is set up here.
 #
-#   make run     convert a model and continue a prompt   MODEL= PROMPT= WEIGHTS=
+#   make run     run a prompt, by pocket or by a model of yours, converted first   MODEL= PROMPT= WEIGHTS=
 #   make test    run the tests
 #   make check   lint and types
 #   make clean   remove what was made here
@@ -8,18 +8,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TEST_DATA := $(or $(LUTRA_TEST_DATA),../shared/models)
 
-# The model that `make run` converts: a trained one where it is, else one with random weights.
-MODEL ?= $(if $(wildcard $(TEST_DATA)/stories260k/config.json),$(TEST_DATA)/stories260k,build/tiny)
+# The small model that comes with lutra, or a checkpoint, which `make run` converts.
+MODEL ?= pocket
 NAME := $(notdir $(patsubst %/,%,$(MODEL)))
 WEIGHTS ?= w8gc
-PROMPT ?= Once upon a time
+PROMPT ?= $(if $(filter pocket,$(MODEL)),wake me at half past six on weekdays,Once upon a time)
 
 .PHONY: run test check clean setup
 
+ifeq ($(MODEL),pocket)
+run: setup
+	$(BIN)/lutra run pocket --prompt "$(PROMPT)"
+else
 run: build/$(NAME)-$(WEIGHTS).lutra
 	$(BIN)/lutra run $< --prompt "$(PROMPT)" --greedy --max-tokens 100
+endif
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
@@ -40,9 +44,6 @@ $(VENV)/.ready: pyproject.toml edge/version.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[convert,ahead,npu,serve,dev]"
 	@touch $@
 
-build/%-$(WEIGHTS).lutra: setup | $(if $(filter build/tiny,$(MODEL)),build/tiny)
+build/%-$(WEIGHTS).lutra: setup
 	@mkdir -p build
 	@test -f $@/manifest.json || $(BIN)/lutra convert $(MODEL) $@ --weights $(WEIGHTS)
-
-build/tiny: setup
-	@test -f $@/config.json || $(BIN)/lutra synth tiny $@

@@ -1,9 +1,11 @@
 """Talk with a model.
 
+Without BUNDLE, with pocket, the small model that comes with lutra: it turns commands into actions.
 Only what is new is run each turn. Type /reset to forget the conversation, /exit or Ctrl-D to leave;
 Ctrl-C stops an answer.
 
 examples:
+  lutra chat
   lutra chat model.lutra
   lutra chat model.lutra --system "Answer in one sentence." --temperature 0.7
 """
@@ -17,6 +19,7 @@ import sys
 
 from apps.options import add_model_options, add_sampling_options, load_model, read_sampling
 from apps.output import print_json
+from apps.pocket.bundle import NAME, encode_chat
 from edge.errors import PromptTooLong
 from edge.model import Model, Session
 from edge.sampler import Sampling
@@ -24,7 +27,7 @@ from edge.template import Message
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_options(parser)
+    add_model_options(parser, default=NAME)
     parser.add_argument("--system", metavar="TEXT", help="system message")
     add_sampling_options(parser)
 
@@ -53,7 +56,7 @@ class Chat:
         """
         asked = [*self.messages, Message("user", text)]
         records = self.model.stream(
-            self.model.encode_chat(asked),
+            encode_chat(self.model, asked),
             max_tokens=self.max_tokens,
             sampling=self.sampling,
             stop=self.stop,
@@ -75,7 +78,7 @@ class Chat:
 def run(args: argparse.Namespace) -> int:
     model = load_model(args)
     chat = Chat(model, read_sampling(args, model), args)
-    model.encode_chat([*chat.opening, Message("user", "")])  # a bad template shows up now
+    encode_chat(model, [*chat.opening, Message("user", "")])  # a bad template shows up now
     if isinstance(sys.stdin, io.TextIOWrapper):  # a stray byte must not end the conversation
         sys.stdin.reconfigure(errors="replace")
     if sys.stdin.isatty() and not args.quiet:

@@ -8,10 +8,14 @@ With --table, a checkpoint is converted to many formats, by each of the methods,
 measured against the float model: what each format costs, next to its size, and next to llama.cpp's.
 A small model draws the text itself.
 
+With --exact-match, pocket's own test instead: the share of held-out commands whose action is right
+to the letter.
+
 examples:
   lutra eval model.lutra --text book.txt
   lutra eval w4.lutra --text book.txt --against f32.lutra --json
   lutra eval ./checkpoint --table --formats w4g32,w2g32 --qualities fast,good,best --plot kl.svg
+  lutra eval pocket --exact-match --json
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from numpy.typing import NDArray
 from apps.accuracy import command as accuracy
 from apps.options import add_model_options, load_model
 from apps.output import print_json
+from apps.pocket import exact
 from apps.progress import Bar
 from edge.errors import BadTokens, UsageError
 from edge.generate import prefill
@@ -46,6 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="BUNDLE", help="bundle to take KL divergence to")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="use the first N tokens alone")
     accuracy.add_arguments(parser)
+    parser.add_argument(
+        "--exact-match",
+        action="store_true",
+        help="count the held-out commands that pocket turns into exactly the right action",
+    )
+    parser.add_argument(
+        "--commands", type=int, default=500, metavar="N", help="how many of those (500)"
+    )
 
 
 @dataclass
@@ -74,6 +87,8 @@ class Score:
 def run(args: argparse.Namespace) -> int:
     if args.table:
         return accuracy.run_table(args)
+    if args.exact_match:
+        return exact.run(args)
     model = load_model(args)
     other = _load_other(args, model)
     ids = _read_tokens(args, model)
@@ -176,7 +191,9 @@ def _load_other(args: argparse.Namespace, model: Model) -> Model | None:
 
 def _read_tokens(args: argparse.Namespace, model: Model) -> list[int]:
     if args.text is None:
-        raise UsageError("no text", "add --text FILE, or --table for a checkpoint")
+        raise UsageError(
+            "no text", "add --text FILE, --exact-match for pocket, or --table for a checkpoint"
+        )
     if args.max_tokens is not None and args.max_tokens < 2:
         raise UsageError(f"--max-tokens {args.max_tokens}", "use 2 or more")
     if model.context < 2:

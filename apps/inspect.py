@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apps.output import megabytes, print_json, print_table
+from apps.pocket.bundle import NAME, find_bundle
 from edge.bundle import Bundle
 from edge.manifest import FILE_NAME as MANIFEST
 
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "bundle", metavar="BUNDLE", help="folder that lutra convert made, or a checkpoint"
+        "bundle",
+        metavar="BUNDLE",
+        type=find_bundle,
+        help=f"folder that lutra convert made, {NAME}, or a checkpoint",
     )
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--graph", action="store_true", help="print the decode graph, op by op")

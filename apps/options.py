@@ -9,14 +9,28 @@ from typing import get_args
 
 import edge
 from apps.output import print_note
+from apps.pocket.bundle import NAME, find_bundle
 from edge.kvcache import CacheFormat
 from edge.model import DEFAULT_SAMPLING, TRANSFORMERS_SAMPLING, LesserTarget, Model
 from edge.sampler import Sampling
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_bundle(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """BUNDLE, as a path; it may be left out where there is a default."""
+    parser.add_argument(
+        "bundle",
+        metavar="BUNDLE",
+        type=find_bundle,
+        nargs="?" if default else None,
+        default=default,
+        help=f"folder that lutra convert made, or {NAME}, the small model that comes with lutra"
+        + (f" (default: {default})" if default else ""),
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """BUNDLE and how to load it."""
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder that lutra convert made")
+    add_bundle(parser, default)
     parser.add_argument(
         "--target",
         default="auto",

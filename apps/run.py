@@ -4,6 +4,7 @@ A bundle with a chat template gets the prompt as a user's message, unless --raw.
 text comes in the object, with the rates, which are measured; an emulated NPU has none.
 
 examples:
+  lutra run pocket -p "wake me at half past six on weekdays"
   lutra run model.lutra -p "Once upon a time" --greedy
   echo "What is a lutra?" | lutra run model.lutra --max-tokens 50
   lutra run model.lutra --tokens "1 403 407" --json
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from apps.options import add_model_options, add_sampling_options, load_model, read_sampling
 from apps.output import print_json
+from apps.pocket.bundle import encode_chat
 from edge.errors import UsageError
 from edge.generate import Record
 from edge.model import Model
@@ -107,7 +109,7 @@ def _read_prompt(args: argparse.Namespace, model: Model) -> Prompt:
     messages = [Message("user", text)]
     if args.system is not None:
         messages.insert(0, Message("system", args.system))
-    return Prompt(model.encode_chat(messages), "")
+    return Prompt(encode_chat(model, messages), "")
 
 
 def _prompt_text(args: argparse.Namespace) -> str:

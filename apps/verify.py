@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from apps.inspect import bundle_bytes
+from apps.options import add_bundle
 from apps.output import megabytes, print_json, print_table
 from apps.progress import Bar
 from edge.backend import backend_for
@@ -42,7 +43,7 @@ MISMATCH = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder that lutra convert made")
+    add_bundle(parser)
     parser.add_argument("--on", choices=DEVICES, help="also run its kernels in emulation")
 
 

@@ -15,12 +15,22 @@ cheaper than a barrier: a decode step has four barriers a layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
-from cpu.kernels import activations, attention, batch, elementwise, embedding, gemm, linear, rows
+from cpu.calls import Call, Dynamic, Lowered, Place, Spread, float_slot
+from cpu.kernels import (
+    activations,
+    argmax,
+    attention,
+    batch,
+    elementwise,
+    embedding,
+    gemm,
+    linear,
+    rows,
+)
 from cpu.kernels.blocks import block_of
 from cpu.kernels.kernel import Kernel
 from cpu.memory import Block, Memory, Pool, owners, readers
@@ -42,62 +52,12 @@ from edge.graph import (
 from edge.kvcache import CacheFormat
 from edge.planes import STEP, TILE, StoredTensor
 
-Spread = Literal["whole", "sliced", "split", "private"]
-
 # Rows up to which whole-row kernels are made by every thread in private, and codes are expanded
 # anew for each.
 PRIVATE_ROWS = 2
 
 # Rows that are better off with integer dot products than on a matrix unit.
 FEW_ROWS = 16
-
-
-# Arguments that change from step to step.
-@dataclass(frozen=True)
-class Dynamic:
-    """What a slot must hold: the step's value called `name`, times `stride`, plus `base`."""
-
-    name: str
-    base: int = 0
-    stride: int = 1
-
-
-@dataclass
-class Place:
-    """Where a value is: memory, bytes from row to row and from a thread's copy to the next."""
-
-    address: int | Dynamic
-    width: int
-    stride: int
-    private: int = 0
-    spread: Spread = "whole"
-    # the rows that logits are asked for, at the end of the valid ones
-    taken: bool = False
-    # rounded to 8 bits a row already, so that one scale a row is exact
-    one_scale: bool = False
-
-
-@dataclass
-class Call:
-    """One kernel call: arguments by slot, and whether a barrier follows."""
-
-    kernel: Kernel
-    arguments: dict[str, int]
-    barrier: bool = False
-
-
-@dataclass
-class Lowered:
-    """The calls of a step. `body` of them come before the head, which a step may leave out."""
-
-    calls: list[Call] = field(default_factory=list)
-    body: int = 0
-    dynamic: list[tuple[int, str, Dynamic]] = field(default_factory=list)
-
-
-def float_slot(number: float) -> int:
-    """A float32 in the low half of a slot."""
-    return int(np.array([number, 0], np.float32).view(np.int64)[0])
 
 
 class Lowering:
@@ -141,6 +101,8 @@ class Lowering:
             for op in subgraph.ops:
                 _LOWER[type(op)](self, op)
                 self.release(op)
+        self.lowered.logits = len(self.lowered.calls)
+        self.argmax()
         return self.lowered
 
     # Memory and calls.
@@ -235,12 +197,36 @@ class Lowering:
 
     def norm(self, op: Norm) -> None:
         x = self.read(op.x)
+        extra = {"weight": self.vector(op.weight), "eps": float_slot(op.eps)}
+        if (block := self.fused_block(op, x)) is not None:
+            layout = activations.RowLayout(x.width, block)
+            out = self.quantized_place(op.out, layout, x)
+            # nothing reads it as a value of its own
+            self.converted[op.out, _quantized(block)] = self.places[op.out] = out
+            kernel = activations.norm_quantize_kernel(block)
+            self.call(kernel, self.row_arguments(x, out) | extra | _parts(layout))
+            return
         out = self.place(op.out, self.row_spread(), taken=x.taken)
-        weight = self.vector(op.weight)
-        arguments = self.row_arguments(x, out)
-        size = self.tensors[op.weight].shape[0]
-        extra = {"weight": weight, "size": size, "eps": float_slot(op.eps)}
-        self.call(rows.norm_kernel(), arguments | extra)
+        extra["size"] = self.tensors[op.weight].shape[0]
+        self.call(rows.norm_kernel(), self.row_arguments(x, out) | extra)
+
+    def fused_block(self, op: Norm, x: Place) -> int | None:
+        """The block of the quantized rows that are all that is read of a whole row's norm."""
+        if self.tensors[op.weight].shape[0] != x.width:
+            return None
+        blocks = {self.block_read(reader, x) for reader in self.readers.get(op.out, [])}
+        return blocks.pop() if len(blocks) == 1 else None
+
+    def block_read(self, op: Op, x: Place) -> int | None:
+        """The block of the quantized rows in which an op takes x; None where it takes others."""
+        if not isinstance(op, Linear) or self.in_bfloat16(op, x):
+            return None
+        form = self.tensors[op.weight].form
+        return block_of(form) if form.quantized else None
+
+    def in_bfloat16(self, op: Linear, x: Place) -> bool:
+        """Whether a linear takes x, of many rows, to the matrix unit."""
+        return self.tensors[op.weight].form.quantized and self.matrix_unit and not x.taken
 
     def rope(self, op: Rope) -> None:
         x = self.read(op.x)
@@ -265,7 +251,7 @@ class Lowering:
 
     def linear(self, op: Linear) -> None:
         weight = self.tensors[op.weight]
-        if weight.form.quantized and self.matrix_unit and not self.places[op.x].taken:
+        if self.in_bfloat16(op, self.places[op.x]):
             self.matrix_linear(op, weight)
             return
         if weight.form.quantized:
@@ -340,7 +326,7 @@ class Lowering:
 
     def quantize(self, name: str, block: int) -> Place:
         """The value as quantized rows, made once for all that read it."""
-        return self.shared(name, f"b{block}", lambda name: self.quantize_anew(name, block))
+        return self.shared(name, _quantized(block), lambda name: self.quantize_anew(name, block))
 
     def shared(self, name: str, kind: str, make: Callable[[str], Place]) -> Place:
         """A value in another form, made once for all that read it, and whole or private."""
@@ -354,20 +340,18 @@ class Lowering:
     def quantize_anew(self, name: str, block: int) -> Place:
         x = self.read(name)
         layout = activations.RowLayout(x.width, block)
-        spread = self.row_spread()
+        out = self.quantized_place(name, layout, x)
+        extra = _parts(layout) | {"one_scale": int(x.one_scale)}
+        self.call(activations.quantize_kernel(block), self.row_arguments(x, out) | extra)
+        return out
+
+    def quantized_place(self, name: str, layout: activations.RowLayout, x: Place) -> Place:
+        """Make a place for quantized rows made of x."""
         copies = self.threads if self.private else 1
         size = layout.byte_count * self.max_rows
         address = self.take(name, size * copies + TILE)
         private = size if self.private else 0
-        out = Place(address, x.width, layout.byte_count, private, spread, x.taken)
-        extra = {
-            "padded": layout.padded,
-            "scales": layout.scales,
-            "sums": layout.sums,
-            "one_scale": int(x.one_scale),
-        }
-        self.call(activations.quantize_kernel(block), self.row_arguments(x, out) | extra)
-        return out
+        return Place(address, x.width, layout.byte_count, private, self.row_spread(), x.taken)
 
     def attention(self, op: Attention) -> None:
         query, key, value = (self.read(name) for name in op.inputs())
@@ -451,6 +435,17 @@ class Lowering:
             x, address=Dynamic("skipped_rows", x.address, x.stride), taken=True
         )
 
+    def argmax(self) -> None:
+        """The best token of each thread's slice, where there is one row of logits."""
+        x = self.read(self.graph.last.out, "sliced")
+        arguments = {"x": x.address, "out": self.best_address, "width": x.width}
+        self.call(argmax.argmax_kernel(), arguments)
+
+    @property
+    def best_address(self) -> int:
+        """Where threads leave their best tokens."""
+        return self.memory.address("best tokens", argmax.LINE * self.threads)
+
     # Weights.
 
     def weight_arguments(self, tensor: StoredTensor) -> dict[str, int | Dynamic]:
@@ -471,6 +466,16 @@ class Lowering:
             return self.vector(op.bias)
         width = -(-self.widths[op.out] // TILE) * TILE
         return self.memory.copy(f"zeros/{width}", np.zeros(width, np.float32))
+
+
+def _quantized(block: int) -> str:
+    """The kind of a value in another form that quantized rows are."""
+    return f"b{block}"
+
+
+def _parts(layout: activations.RowLayout) -> dict[str, int]:
+    """Where kernels find the parts of quantized rows."""
+    return {"padded": layout.padded, "scales": layout.scales, "sums": layout.sums}
 
 
 _LOWER: dict[type[Op], Callable[..., None]] = {

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cpu.calls import Lowered
+from cpu.kernels import argmax
 from cpu.kernels.step import MEETING_BYTES
-from cpu.lowering import FEW_ROWS, PRIVATE_ROWS, Lowered, Lowering
+from cpu.lowering import FEW_ROWS, PRIVATE_ROWS, Lowering
 from cpu.memory import Memory
 from cpu.native import Native
 from cpu.threads import Team
@@ -46,7 +48,7 @@ class Table:
             self.rows[index, 0] = native.address(call.kernel.name)
             self.rows[index, 1] = self.arguments.ctypes.data + 8 * starts[index]
             self.rows[index, 2] = call.barrier
-        self.body = lowered.body
+        self.body, self.logits = lowered.body, lowered.logits
         self.shown: _Shown | None = None
         self._slots: dict[str, tuple[list[int], list[int], list[int]]] = {}
         for index, slot, dynamic in lowered.dynamic:
@@ -90,11 +92,25 @@ class CpuProgram:
         Raises UsageError where another caller's step is running.
         """
         with self.team.alone():
-            return self._run(tokens, count, cache, logit_rows)
+            table, lowering = self._prepare(tokens, count, cache, logit_rows)
+            self._step(table, table.logits if logit_rows else table.body)
+            cache.advance(count)
+            return self._logits(lowering, logit_rows)
 
-    def _run(
+    def best(self, tokens: NDArray[np.int32], count: int, cache: KVCache) -> tuple[int, float]:
+        """The best next token and its score. See `edge.backend.PicksBest`; raises as `run`."""
+        with self.team.alone():
+            table, lowering = self._prepare(tokens, count, cache, 1)
+            self._step(table, len(table.rows))
+            cache.advance(count)
+            size = argmax.LINE * self.team.count
+            left = (ctypes.c_uint8 * size).from_address(lowering.best_address)
+            return argmax.best_of_threads(np.ctypeslib.as_array(left).reshape(-1, argmax.LINE))
+
+    def _prepare(
         self, tokens: NDArray[np.int32], count: int, cache: KVCache, logit_rows: int
-    ) -> NDArray[np.float32]:
+    ) -> tuple[Table, Lowering]:
+        """The table for so many rows, all its slots set."""
         max_rows = next(size for size in (PRIVATE_ROWS, FEW_ROWS, MAX_ROWS) if count <= size)
         table, lowering = self._table(max_rows, cache.form)
         self._write(lowering.memory.address(f"tokens/{max_rows}", 4 * max_rows), tokens[:count])
@@ -107,9 +123,7 @@ class CpuProgram:
                 "skipped_rows": count - logit_rows,
             }
         )
-        self._step(table, len(table.rows) if logit_rows else table.body)
-        cache.advance(count)
-        return self._logits(lowering, logit_rows)
+        return table, lowering
 
     def _step(self, table: Table, calls: int) -> None:
         rows, meeting = table.rows.ctypes.data, self._meeting.ctypes.data

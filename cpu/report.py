@@ -16,7 +16,17 @@ from cpu.codegen.isa import Isa
 from cpu.codegen.loops import Loop, find_loops, flattened
 from cpu.codegen.mca import Tool
 from cpu.codegen.tables import TABLES
-from cpu.kernels import activations, attention, batch, elementwise, embedding, gemm, linear, rows
+from cpu.kernels import (
+    activations,
+    argmax,
+    attention,
+    batch,
+    elementwise,
+    embedding,
+    gemm,
+    linear,
+    rows,
+)
 from cpu.kernels.blocks import block_of
 from cpu.kernels.kernel import Kernel
 from edge.errors import LutraError
@@ -46,7 +56,8 @@ class Subject:
 
     `count` tells the weights or values of a turn from the loop. `block` is the weights that share a
     scale, times the outputs of a tile: the loop around is then charged for once a block. The loop
-    is one without loops in it, except where `parted`: other work is done beside.
+    is one without loops in it, except where `parted`: other work is done beside. Where what
+    multiplies is the lesser part, as the squares of a norm, `multiplies` is false.
     """
 
     name: str
@@ -55,6 +66,7 @@ class Subject:
     count: Callable[[Isa, Loop], float]
     block: int = 0
     parted: bool = False
+    multiplies: bool = True
 
 
 @dataclass(frozen=True)
@@ -142,6 +154,13 @@ def _of_activations() -> list[Subject]:
 
     return [
         values("quantize", activations.quantize_kernel(64), lambda isa, _: max(8, isa.lanes)),
+        Subject(
+            "norm and quantize",
+            activations.norm_quantize_kernel(64),
+            "values",
+            lambda isa, _: max(8, isa.lanes),
+            multiplies=False,
+        ),
         values("attention f32, 4 queries", attention.attention_kernel("f32"), _products(4)),
         values("attention f16, 4 queries", attention.attention_kernel("f16"), _products(4)),
         values("norm", rows.norm_kernel(), _products(1)),
@@ -151,6 +170,7 @@ def _of_activations() -> list[Subject]:
         values("gate silu", elementwise.gate_kernel("silu"), _vectors()),
         values("gate gelu", elementwise.gate_kernel("gelu"), _vectors()),
         values("softcap", elementwise.softcap_kernel(), _vectors()),
+        values("argmax", argmax.argmax_kernel(), _vectors()),
         values(
             "embedding w4g64",
             embedding.embedding_kernel(Format.parse("w4g64")),
@@ -167,7 +187,8 @@ def find_row(isa: Isa, subject: Subject) -> Row:
     if not loops:
         raise LutraError(f"{subject.name} on {isa.name}: its machine code has no loop")
     candidates = [loop for loop in loops if subject.parted or not loop.inner]
-    found = max(candidates, key=lambda loop: (loop.products(), loop.vectors()))
+    most = (lambda loop: loop.products()) if subject.multiplies else (lambda _: 0)
+    found = max(candidates, key=lambda loop: (most(loop), loop.vectors()))
     work = subject.count(isa, found)
     around = None
     if subject.block and work != subject.block:

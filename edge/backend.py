@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,19 @@ class Program(Protocol):
 
         The cache has room for them and is advanced by `count`. Returns logits float32 [logit_rows,
         vocabulary] of the last `logit_rows` valid tokens; every program takes 0, 1 and `count`.
+        """
+        ...
+
+
+@runtime_checkable
+class PicksBest(Protocol):
+    """A program that can keep the logits to itself, which saves greedy decoding a copy of them."""
+
+    def best(self, tokens: NDArray[np.int32], count: int, cache: KVCache) -> tuple[int, float]:
+        """Run as `Program.run` does, for the last valid token's likeliest next one and its logit.
+
+        It is what `np.argmax` picks, the lowest id among equals; where a logit is NaN, so is the
+        one returned.
         """
         ...
 

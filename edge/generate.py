@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.backend import Program
+from edge.backend import PicksBest, Program
 from edge.errors import BadTokens
 from edge.kvcache import KVCache
 from edge.pair import Pair
-from edge.sampler import Sampler
+from edge.sampler import Sampler, require_finite
 from edge.text import StopStrings, TextStream
 
 FinishReason = Literal["eos", "stop", "length", "context"]
@@ -105,14 +105,26 @@ def stream_tokens(
     `history` is all tokens so far; those that the cache does not hold yet are run first. Tokens
     drawn are appended to it. When the consumer stops, the cache holds all but the last.
     """
-    logits = prefill(program, cache, history[cache.length :])
+    token = sampler.pick(prefill(program, cache, history[cache.length :])[-1], history)
     while True:
-        token = sampler.pick(logits[-1], history)
         history.append(token)
         yield token
         if cache.length >= cache.context:
             return
-        logits = prefill(program, cache, [token])
+        token = _next(program, cache, sampler, history)
+
+
+def _next(program: Program, cache: KVCache, sampler: Sampler, history: Sequence[int]) -> int:
+    """Run the last token, and draw the one behind it."""
+    decode = program.decode if isinstance(program, Pair) else program
+    if not (sampler.takes_best and isinstance(decode, PicksBest)):
+        return sampler.pick(prefill(program, cache, history[-1:])[-1], history)
+    tokens = np.zeros(chunk_for(decode, 1), np.int32)
+    tokens[0] = history[-1]
+    cache.reserve(1)
+    token, logit = decode.best(tokens, 1, cache)
+    require_finite(logit)
+    return token
 
 
 def stream_records(

@@ -83,6 +83,12 @@ class ReferenceProgram:
             return np.empty((0, self._bundle.graph.vocabulary), np.float32)
         return step.values[self._bundle.graph.last.out]
 
+    def best(self, tokens: NDArray[np.int32], count: int, cache: KVCache) -> tuple[int, float]:
+        """The best next token and its logit; see `edge.backend.PicksBest`."""
+        logits = self.run(tokens, count, cache, 1)[0]
+        token = int(np.argmax(logits))
+        return token, float(logits[token])
+
 
 def run_subgraph(subgraph: Subgraph, step: Step, weights: WeightCache) -> None:
     """Run the ops of a subgraph in order, each adding its value to the step."""

@@ -73,6 +73,11 @@ class Sampler:
         self.sampling = sampling
         self._random = np.random.Generator(np.random.PCG64(sampling.seed))
 
+    @property
+    def takes_best(self) -> bool:
+        """Whether every token is the likeliest of the logits as they are."""
+        return np.float32(self.sampling.temperature) == 0 and self.sampling.repetition_penalty == 1
+
     def pick(self, logits: NDArray[np.float32], history: Sequence[int] = ()) -> int:
         """The next token for logits [vocabulary].
 
@@ -148,12 +153,17 @@ def _best(scores: NDArray[np.float32]) -> int:
     if scores.ndim != 1 or not scores.size:
         raise BadTokens(f"logits are {list(scores.shape)}, need [vocabulary]")
     best = int(np.argmax(scores))
-    if not np.isfinite(scores[best]):
+    require_finite(float(scores[best]))
+    return best
+
+
+def require_finite(best: float) -> None:
+    """Check the best of the logits. Raises BadTokens."""
+    if not math.isfinite(best):
         raise BadTokens(
-            f"the best of {len(scores)} logits is {scores[best]}, need a finite one",
+            f"the best of the logits is {best}, need a finite one",
             "check the bundle with `lutra verify`, or convert the model again",
         )
-    return best
 
 
 def _top_k(scores: NDArray[np.float32], ids: NDArray[np.int64], k: int) -> NDArray[np.int64]:

@@ -6,8 +6,6 @@ trained weight once more changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -50,10 +48,9 @@ def _stored(scale: Tensor) -> Tensor:
     return (narrow.view(torch.int16) + short).view(torch.half).float()
 
 
-@contextmanager
-def rounded(network: nn.Module, rounding: Rounding) -> Iterator[Mapping[str, Tensor]]:
+def rounded(network: nn.Module, rounding: Rounding) -> dict[str, Tensor]:
     """The network's parameters by name, those with a format rounded."""
-    yield {
+    return {
         name: weight if (form := rounding.form_of(name)) is None else round_to(weight, form)
         for name, weight in network.named_parameters()
     }

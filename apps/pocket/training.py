@@ -41,21 +41,31 @@ TURNS = (W2, Rounding(), W2, W4)
 class Recipe:
     """What a training does."""
 
-    steps: int = 1800
+    steps: int = 1250
     batch: int = 128
     seed: int = 1
-    warmup: int = 100
-    decay_from: float = 0.5  # share of the steps after which the learning rate falls
-    round_from: float = 0.65  # share of the steps after which weights are rounded
+    # The learning rate's share at points of a training of 1250 steps; straight in between.
+    rates: tuple[tuple[int, float], ...] = (
+        (0, 0.01),
+        (100, 1.0),
+        (540, 1.0),
+        (700, 0.76),
+        (700, 0.35),
+        (950, 0.175),
+        (1100, 0.175),
+        (1250, 0.0),
+    )
+    round_from: float = 0.835  # share of the steps after which weights are rounded
     muon_lr: float = 0.02
     adam_lr: float = 0.003
-    save_every: int = 100
+    save_every: int = 50
     test_every: int = 300
 
     def rate(self, step: int) -> float:
-        """Share of the full learning rate: a rise, a plateau, a straight fall to nothing."""
-        fall = (self.steps - step) / (self.steps * (1 - self.decay_from))
-        return min(1.0, (step + 1) / self.warmup, fall)
+        """Share of the full learning rate."""
+        place = step * self.rates[-1][0] / self.steps
+        first, last = next(pair for pair in itertools.pairwise(self.rates) if place < pair[1][0])
+        return first[1] + (last[1] - first[1]) * (place - first[0]) / (last[0] - first[0])
 
     def rounding(self, step: int) -> Rounding:
         return TURNS[step % len(TURNS)] if step >= self.round_from * self.steps else Rounding()
@@ -136,7 +146,8 @@ def pad(rows: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
 
 def loss_of(network: Network, ids: Tensor, targets: Tensor, rounding: Rounding) -> Tensor:
     """Mean cross entropy of the answers' tokens."""
-    with rounded(network, rounding) as weights, torch.autocast(ids.device.type, torch.bfloat16):
+    weights = rounded(network, rounding)
+    with torch.autocast(ids.device.type, torch.bfloat16):
         hidden = torch.func.functional_call(network, weights, (ids,))
         wanted = targets != IGNORED
         logits = functional.linear(hidden[wanted], weights["embed_tokens.weight"])
@@ -147,7 +158,8 @@ def exact_match(network: Network, rows: list[tuple[list[int], int]], rounding: R
     """Share of the rows whose every answer token is the likeliest, as greedy decoding takes it."""
     right = 0
     device = network.norm.weight.device
-    with torch.no_grad(), rounded(network, rounding) as weights:
+    with torch.no_grad():
+        weights = rounded(network, rounding)
         for first in range(0, len(rows), 128):
             ids, targets = (tensor.to(device) for tensor in pad(rows[first : first + 128]))
             hidden = torch.func.functional_call(network, weights, (ids,))

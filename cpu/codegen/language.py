@@ -229,6 +229,10 @@ class Value:
         """Largest lane."""
         return self._fold(lambda a, b: a.maximum(b))
 
+    def smallest(self) -> Value:
+        """Smallest lane."""
+        return self._fold(lambda a, b: a.minimum(b))
+
     def _fold(self, combine: Callable[[Value, Value], Value]) -> Value:
         value = self
         while value.type.lanes > 1:

@@ -11,14 +11,16 @@ and in the last half of every 8, which is what a weight's zero is multiplied by.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.codegen.language import F32, I8, I32, I64, Code, Value
+from cpu.codegen.language import F32, I8, I32, I64, Code, Type, Value
+from cpu.kernels import rows
 from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
-from cpu.kernels.rows import own_rows, row_peak
+from cpu.kernels.rows import inverse_rms, own_rows, peak_of, row_peak
 
 TERMS = 2
 
@@ -27,6 +29,9 @@ PEAK = 127 * 256
 
 # Blocks that stay below it are zeros: the inverse of their scale would be infinite.
 LEAST = 1e-30
+
+# Makes a vector of a type of a row's values, from an index on; past the row's end anything.
+ValuesAt = Callable[[Type, Value], Value]
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,9 @@ def quantize_kernel(block: int) -> Kernel:
             whole = code.variable(code.constant(F32, 0.0))
             with code.when(a.integer("one_scale") > 0):
                 whole.set(row_peak(code, x, width))
-            with code.loop(0, (width + (block - 1)) // block) as index:
-                start = index * block
-                count = minimum(width - start, code.constant(I64, block))
-                peak = row_peak(code, code.offset(x, start * 4), count)
-                _quantize_block(code, a, (x, out), index, block, peak.maximum(whole.get()))
+            _quantize_row(
+                code, a, lambda kind, i: code.load(kind, x, i * 4), out, block, whole.get()
+            )
 
     slots = (
         *("x", "out", "rows", "width", "x_stride", "out_stride", "padded", "scales", "sums"),
@@ -87,11 +90,56 @@ def quantize_kernel(block: int) -> Kernel:
     return Kernel(f"quantize_b{block}", slots, body)
 
 
-def _quantize_block(
-    code: Code, a: Arguments, ends: tuple[Value, Value], index: Value, block: int, peak: Value
+def norm_quantize_kernel(block: int) -> Kernel:
+    """x float32 [rows, width] -> quantized rows of its RMS norm, which is written nowhere.
+
+    The same to the bit as `rows.norm_kernel` and then `quantize_kernel`: values are made twice, for
+    the scale of their block and then for the integers. A norm is of a whole row.
+    """
+
+    def body(code: Code, a: Arguments, thread: Thread) -> None:
+        with own_rows(code, a, thread) as (_, x, out):
+            scale = inverse_rms(code, a, x, a.integer("width"))
+
+            def normed(kind: Type, i: Value) -> Value:
+                weight = code.load(kind, a.pointer("weight"), i * 4)
+                return code.load(kind, x, i * 4) * scale.broadcast(kind.lanes) * weight
+
+            _quantize_row(code, a, normed, out, block, code.constant(F32, 0.0))
+
+    slots = (
+        *("x", "weight", "out", "rows", "width", "x_stride", "out_stride", "eps"),
+        *("padded", "scales", "sums", "private", "x_private"),
+    )
+    return Kernel(f"norm_quantize_b{block}", slots, body)
+
+
+def _quantize_row(
+    code: Code, a: Arguments, values_at: ValuesAt, out: Value, block: int, least_peak: Value
 ) -> None:
-    """One block: its scale, its values, their sums. x is readable past its end."""
-    x, out = ends
+    """All blocks of a row, whose scales are those of at least that magnitude."""
+    width = a.integer("width")
+    with code.loop(0, (width + (block - 1)) // block) as index:
+        start = index * block
+        count = minimum(width - start, code.constant(I64, block))
+
+        def block_at(kind: Type, i: Value, start: Value = start) -> Value:
+            return values_at(kind, start + i)
+
+        peak = peak_of(code, block_at, count).maximum(least_peak)
+        _quantize_block(code, a, block_at, out, index, block, peak)
+
+
+def _quantize_block(
+    code: Code,
+    a: Arguments,
+    values_at: ValuesAt,
+    out: Value,
+    index: Value,
+    block: int,
+    peak: Value,
+) -> None:
+    """One block: its scale, its values, their sums."""
     lanes = max(8, code.isa.lanes)  # the sums and the padding are of 8 values
     start = index * block
     count = minimum(a.integer("width") - start, code.constant(I64, block))
@@ -101,7 +149,7 @@ def _quantize_block(
     sums = code.variable(code.constant(I32.of(lanes), 0))
     with code.loop(0, count, lanes) as i:
         inside = order < (count - i).to(I32).broadcast(lanes)
-        values = inside.select(code.load(F32.of(lanes), x, (start + i) * 4), 0.0)
+        values = inside.select(values_at(F32.of(lanes), i), 0.0)
         rounded = (values * inverse).round().to(I32)
         sums.set(sums.get() + rounded)
         high = (rounded + 128).signed_shift(8)
@@ -131,3 +179,10 @@ def quantize_rows(
     values = np.rint(padded * inverse[:, :, None].astype(np.float32)).astype(np.int16)
     scales = largest * np.float32(1 / PEAK)
     return values.reshape(rows, -1)[:, :width], scales
+
+
+def norm_quantize_rows(
+    x: NDArray[np.float32], weight: NDArray[np.float32], eps: float, block: int
+) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    """The twin: the norm's, then `quantize_rows`."""
+    return quantize_rows(rows.norm(x, weight, eps), block)

@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import get_args
 
-from cpu.kernels import activations, attention, batch, elementwise, embedding, gemm, linear, rows
+from cpu.kernels import (
+    activations,
+    argmax,
+    attention,
+    batch,
+    elementwise,
+    embedding,
+    gemm,
+    linear,
+    rows,
+)
 from cpu.kernels.kernel import Kernel
 from edge.formats import GROUPS, Format
 from edge.graph import GateFunction
@@ -36,6 +46,8 @@ def _common(*, matrix_unit: bool) -> list[Kernel]:
         *(elementwise.gate_kernel(function) for function in get_args(GateFunction)),
         *(attention.attention_kernel(form) for form in get_args(CacheFormat)),
         *(activations.quantize_kernel(block) for block in GROUPS),
+        *(activations.norm_quantize_kernel(block) for block in GROUPS),
+        argmax.argmax_kernel(),
     ]
     return [*kernels, gemm.bfloat16_kernel()] if matrix_unit else kernels
 

@@ -8,12 +8,12 @@ the same of the input: 0 where all threads read one.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.codegen.language import F32, I32, I64, Code, Value
+from cpu.codegen.language import F32, I32, I64, Code, Type, Value
 from cpu.kernels.kernel import CHAINS, Arguments, Kernel, Thread, joined, minimum
 
 Floats = NDArray[np.float32]
@@ -54,6 +54,15 @@ def norm_kernel() -> Kernel:
 
 
 def _norm_run(code: Code, a: Arguments, x: Value, out: Value, size: Value) -> None:
+    kind = F32.of(code.isa.lanes)
+    scale = inverse_rms(code, a, x, size).broadcast(kind.lanes)
+    with code.loop(0, size, kind.lanes) as i:
+        weight = code.load(kind, a.pointer("weight"), i * 4)
+        code.store(code.load(kind, x, i * 4) * scale * weight, out, i * 4)
+
+
+def inverse_rms(code: Code, a: Arguments, x: Value, size: Value) -> Value:
+    """1 / sqrt(mean(x^2) + eps) of `size` elements."""
     lanes = code.isa.lanes
     kind = F32.of(lanes)
     order = code.constant(I32.of(lanes), list(range(lanes)))
@@ -68,10 +77,7 @@ def _norm_run(code: Code, a: Arguments, x: Value, out: Value, size: Value) -> No
         values = inside.select(code.load(kind, x, i * 4), 0.0)
         squares[0].set(values.fma(values, squares[0].get()))
     mean = joined(squares).total() / size.to(F32)
-    scale = code.constant(F32, 1.0) / (mean + a.number("eps")).sqrt()
-    with code.loop(0, size, lanes) as i:
-        weight = code.load(kind, a.pointer("weight"), i * 4)
-        code.store(code.load(kind, x, i * 4) * scale.broadcast(lanes) * weight, out, i * 4)
+    return code.constant(F32, 1.0) / (mean + a.number("eps")).sqrt()
 
 
 def norm(x: Floats, weight: Floats, eps: float) -> Floats:
@@ -101,12 +107,17 @@ def int8_kernel() -> Kernel:
 
 def row_peak(code: Code, x: Value, width: Value) -> Value:
     """Largest magnitude of `width` values."""
+    return peak_of(code, lambda kind, i: code.load(kind, x, i * 4), width)
+
+
+def peak_of(code: Code, values_at: Callable[[Type, Value], Value], width: Value) -> Value:
+    """Largest magnitude of `width` values, which `values_at` makes by vectors."""
     kind = F32.of(code.isa.lanes)
     order = code.constant(I32.of(kind.lanes), list(range(kind.lanes)))
     peak = code.variable(code.constant(kind, 0.0))
     with code.loop(0, width, kind.lanes) as i:
         left = minimum(width - i, code.constant(I64, kind.lanes)).to(I32)
-        values = (order < left.broadcast(kind.lanes)).select(code.load(kind, x, i * 4), 0.0)
+        values = (order < left.broadcast(kind.lanes)).select(values_at(kind, i), 0.0)
         peak.set(peak.get().maximum(values.magnitude()))
     return peak.get().largest()
 

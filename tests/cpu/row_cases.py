@@ -11,14 +11,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.kernels import elementwise, embedding, rows
+from cpu.calls import float_slot
+from cpu.kernels import activations, argmax, elementwise, embedding, rows
 from cpu.kernels.kernel import Kernel
-from cpu.lowering import float_slot
 from edge.formats import Format
 from edge.graph import GateFunction
 from edge.planes import STEP, TILE, StoredTensor, pack
 from tests.cpu.calls import Case
-from tests.cpu.harness import call, random_weights
+from tests.cpu.harness import call, quantized_rows, random_weights
 
 Floats = NDArray[np.float32]
 Slots = dict[str, int | str]
@@ -158,6 +158,86 @@ def int8_case(
         threads=threads,
         private=private,
         exact=rows.int8(x),
+    )
+
+
+def norm_quantize_case(
+    x: Floats,
+    weight: Floats,
+    block: int,
+    wanted: NDArray[np.uint8],
+    *,
+    eps: float = 1e-5,
+    threads: int = 1,
+    private: bool = False,
+) -> Case:
+    """Quantized rows of a norm, `wanted` in each of the copies."""
+    count, width = x.shape
+    layout = activations.RowLayout(width, block)
+    copies = threads if private else 1
+    end = whole(width, 16)
+    kernel = activations.norm_quantize_kernel(block)
+    slots: Slots = {
+        "x": "x",
+        "weight": "weight",
+        "out": "out",
+        "rows": count,
+        "width": width,
+        "x_stride": 4 * (end + 3),
+        "out_stride": layout.byte_count,
+        "eps": float_slot(eps),
+        "padded": layout.padded,
+        "scales": layout.scales,
+        "sums": layout.sums,
+        "private": layout.byte_count * count if private else 0,
+        "x_private": 0,
+    }
+    return Case(
+        f"{kernel.name} {count}x{width} by {threads}",
+        {
+            "x": spread(x, end + 3, end),
+            "weight": np.pad(weight, (0, end - width)),
+            "out": np.zeros((copies * count, layout.byte_count), np.uint8),
+        },
+        [call(kernel, slots)],
+        threads=threads,
+        expected={"out": np.tile(wanted, (copies, 1))},
+    )
+
+
+def exact_norm_quantize_case(
+    count: int, width: int, block: int, *, threads: int = 1, private: bool = False
+) -> Case:
+    """Rows of one power of two with either sign, whose norm is the signs: the twin to the bit."""
+    rng = np.random.default_rng(count * 1000 + width)
+    weight = rng.normal(size=width).astype(np.float32)
+    signs = rng.choice(np.array([-1, 1], np.float32), (count, width))
+    x = signs * np.exp2(np.arange(count, dtype=np.float32) - 2)[:, None]
+    made = activations.norm_quantize_rows(x, weight, 0.0, block)
+    wanted = quantized_rows(x, block, made)
+    return norm_quantize_case(x, weight, block, wanted, eps=0.0, threads=threads, private=private)
+
+
+def argmax_case(x: Floats, threads: int, lanes: int) -> Case:
+    """The best of logits without NaN, in the slices of `threads`; threads without any have none."""
+    tiles = -(-len(x) // TILE)
+    wanted = np.zeros((threads, argmax.LINE), np.uint8)
+    for thread in range(threads):
+        first, last = (tiles * (thread + i) // threads * TILE for i in (0, 1))
+        token, score = argmax.argmax(x[first:last]) if last > first else (0, -np.inf)
+        wanted[thread, :4] = np.array([score], np.float32).view(np.uint8)
+        wanted[thread, 4:8] = np.array([first * (last > first) + token], np.int32).view(np.uint8)
+    kernel = argmax.argmax_kernel()
+    return Case(
+        f"argmax of {len(x)} by {threads}",
+        {
+            # a row's padding is not looked at
+            "x": np.pad(x, (0, whole(len(x), lanes) - len(x)), constant_values=np.inf),
+            "out": np.zeros(wanted.shape, np.uint8),
+        },
+        [call(kernel, {"x": "x", "out": "out", "width": len(x)})],
+        threads=threads,
+        expected={"out": wanted},
     )
 
 

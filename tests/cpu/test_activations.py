@@ -8,9 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from cpu.kernels.activations import LEAST, PEAK, RowLayout, quantize_kernel, quantize_rows
+from cpu.calls import float_slot
+from cpu.kernels.activations import (
+    LEAST,
+    PEAK,
+    RowLayout,
+    norm_quantize_kernel,
+    norm_quantize_rows,
+    quantize_kernel,
+    quantize_rows,
+)
+from cpu.kernels.rows import norm_kernel
 from tests.cpu.calls import Case, check, run
 from tests.cpu.harness import call, isa_of, loaded, quantized_rows, runnable
+from tests.cpu.row_cases import exact_norm_quantize_case, norm_quantize_case
 
 TARGETS = runnable()
 BLOCKS = (32, 64, 128)
@@ -87,6 +98,65 @@ def test_the_error_is_half_a_step(x: np.ndarray, block: int) -> None:
     assert np.abs(ints.astype(np.int32)).max() <= PEAK
     step = np.repeat(scales.astype(np.float64), block, axis=1)[:, : x.shape[1]]
     assert (np.abs(ints * step - x) <= 0.501 * step + 1.001 * LEAST).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(("threads", "private"), [(1, False), (3, False), (2, True)])
+def test_a_fused_norm_is_the_twins(target: str, block: int, threads: int, private: bool) -> None:
+    functions = loaded(isa_of(target), [norm_quantize_kernel(block)])
+    for count, width in ((1, 1), (3, 33), (2, 64), (4, 172), (1, 300)):
+        case = exact_norm_quantize_case(count, width, block, threads=threads, private=private)
+        check(case, run(functions, case))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_fused_norm_is_the_two_kernels_to_the_bit(target: str, block: int) -> None:
+    """Of the twin's integers, where sums are added up in another order, it is off by at most 1."""
+    lanes = isa_of(target).lanes
+    kernels = [norm_kernel(), quantize_kernel(block), norm_quantize_kernel(block)]
+    functions = loaded(isa_of(target), kernels)
+    for width in (1, 33, 64, 172):
+        rng = np.random.default_rng(width)
+        x = rng.normal(size=(3, width)).astype(np.float32)
+        x[1] = 0
+        weight = rng.normal(size=width).astype(np.float32)
+        first = norm_of(lanes, x, weight)
+        normed = run(functions, first)["out"].reshape(3, -1)[:, :width]
+        second = quantize_case(normed, block)
+        wanted = run(functions, second)["out"]
+        case = norm_quantize_case(x, weight, block, wanted)
+        check(case, run(functions, case))
+        layout = RowLayout(width, block)
+        terms = wanted.view(np.int8).astype(np.int32)
+        values = 256 * terms[:, :width] + terms[:, layout.padded : layout.padded + width]
+        assert np.abs(values - norm_quantize_rows(x, weight, 1e-5, block)[0]).max() <= 1
+
+
+def norm_of(lanes: int, x: np.ndarray, weight: np.ndarray) -> Case:
+    """The norm alone, of rows that whole vectors may be written to."""
+    width, end = x.shape[1], -(-x.shape[1] // lanes) * lanes
+    slots: dict[str, int | str] = {
+        "x": "x",
+        "weight": "weight",
+        "out": "out",
+        "rows": len(x),
+        "width": width,
+        "size": width,
+        "x_stride": 4 * end,
+        "out_stride": 4 * end,
+        "eps": float_slot(1e-5),
+        "private": 0,
+        "x_private": 0,
+    }
+    padded = np.pad(x, ((0, 0), (0, end - width)))
+    buffers = {
+        "x": padded,
+        "weight": np.pad(weight, (0, end - width)),
+        "out": np.zeros_like(padded),
+    }
+    return Case(f"norm {width}", buffers, [call(norm_kernel(), slots)])
 
 
 @pytest.mark.parametrize("target", TARGETS)

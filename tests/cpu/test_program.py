@@ -15,7 +15,10 @@ import edge
 from converter.convert import convert
 from converter.synth import synthesize
 from cpu.backend import BACKEND
-from edge.generate import prefill
+from cpu.lowering import Lowering
+from cpu.memory import Memory
+from edge.backend import PicksBest
+from edge.generate import chunk_for, prefill
 from edge.kvcache import CacheFormat, KVCache
 from edge.model import Model
 from edge.target import this_machine
@@ -151,6 +154,54 @@ def test_a_session_gives_what_a_fresh_one_does(
         tokens = [record.token for record in drawn]
     fresh = model.stream(list(ids), max_tokens=5, sampling=greedy)
     assert tokens == [record.token for record in fresh]
+
+
+@pytest.mark.parametrize("form", ["w4g32", "f32"])
+@pytest.mark.parametrize("target", [*TARGETS, "ref"])
+def test_the_best_token_is_that_of_the_logits(
+    target: str, form: str, bundle: Callable[[str], Path]
+) -> None:
+    ids = np.random.default_rng(7).integers(0, 300, 30).astype(np.int32)
+    model = load(bundle(form), target=target)
+    program = model.program
+    assert isinstance(program, PicksBest)
+    for count in (1, 2, 9, 30):  # every table
+        size = chunk_for(program, count)
+        chunk = np.pad(ids[:count], (0, size - count))
+        logits = program.run(chunk, count, roomy(model), 1)[0]
+        cache = roomy(model)
+        token, logit = program.best(chunk, count, cache)
+        assert (token, logit) == (int(np.argmax(logits)), float(logits.max()))
+        assert cache.length == count
+
+
+def roomy(model: Model) -> KVCache:
+    cache = model.session().cache
+    cache.reserve(40)
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "matrix_unit", "fused", "others"),
+    [
+        ("llama", "w4g32", False, True, False),
+        ("llama", "f32", False, False, True),
+        ("llama", "w4g32", True, True, True),  # before the head alone
+        ("qwen3", "w4g32", False, True, True),  # not those of heads
+        ("bitnet_ternary", "w4g32", False, True, True),  # not those that are rounded to 8 bits
+    ],
+)
+def test_norms_are_fused_where_only_quantized_rows_are_read(
+    name: str, form: str, matrix_unit: bool, fused: bool, others: bool, tmp_path: Path
+) -> None:
+    variant = VARIANTS[name]
+    synthesize(variant.config, tmp_path / "source", seed=variant.seed, dtype="f32")
+    convert(tmp_path / "source", tmp_path / "m", weights=form, head=form, context=variant.context)
+    bundle = edge.load(tmp_path / "m", target="ref").bundle
+    lowering = Lowering(bundle, Memory(), 2, 256, "f32", matrix_unit=matrix_unit)
+    kernels = {call.kernel.name for call in lowering.run().calls}
+    assert ("norm_quantize_b32" in kernels) == fused
+    assert ("norm" in kernels) == others
 
 
 def test_sessions_take_turns_as_one_of_them_grows(bundle: Callable[[str], Path]) -> None:

@@ -93,6 +93,44 @@ def test_tokens_follow_until_the_context_is_full() -> None:
     assert history == [3, 4, 5, 6, 7, 8, 9]
 
 
+class Picking(Counting):
+    """The same, keeping its logits to itself; `logit` is the best one's."""
+
+    def __init__(self, logit: float = 1.0) -> None:
+        super().__init__()
+        self.logit = logit
+
+    def best(self, tokens: NDArray[np.int32], count: int, cache: KVCache) -> tuple[int, float]:
+        self.runs.append((len(tokens), count, -1))
+        cache.advance(count)
+        return int(tokens[count - 1] + 1), self.logit
+
+
+@pytest.mark.parametrize(
+    ("sampling", "picked"),
+    [
+        (Sampling.greedy(), True),
+        (Sampling(temperature=1e-50), True),
+        (Sampling(temperature=0, repetition_penalty=1.5), False),
+        (Sampling(temperature=1e-6), False),
+    ],
+)
+def test_logits_are_asked_for_where_they_are_needed(sampling: Sampling, picked: bool) -> None:
+    program, history = Picking(), list(range(10))
+    drawn = list(stream_tokens(program, cache(12), history, Sampler(sampling)))
+    assert drawn == [10, 11, 12]
+    assert program.runs == [(8, 8, 0), (4, 2, 1), *[(1, 1, -1 if picked else 1)] * 2]
+
+
+@pytest.mark.parametrize("logit", [np.nan, np.inf, -np.inf])
+def test_a_best_token_without_a_finite_logit_is_refused(logit: float) -> None:
+    sampler = Sampler(Sampling.greedy())
+    tokens = stream_tokens(Picking(logit), cache(), [1], sampler)
+    assert next(tokens) == 2
+    with pytest.raises(BadTokens, match=f"the best of the logits is {logit}"):
+        next(tokens)
+
+
 def letters(ids: list[int]) -> str:
     return "".join(chr(96 + i) for i in ids)
 

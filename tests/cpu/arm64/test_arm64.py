@@ -38,8 +38,10 @@ from tests.cpu.harness import (
     whole_numbers,
 )
 from tests.cpu.row_cases import (
+    argmax_case,
     elementwise_cases,
     embedding_case,
+    exact_norm_quantize_case,
     int8_case,
     norm_case,
     rope_case,
@@ -86,6 +88,8 @@ def row_cases(lanes: int) -> list[Case]:
             norm_case(lanes, 2, 4, 18, threads=threads, private=private),
             rope_case(3, 2, 22, 9, threads=threads, private=private),
             int8_case(lanes, 3, 33, threads=threads, private=private),
+            exact_norm_quantize_case(3, 70, 32, threads=threads, private=private),
+            argmax_case(np.arange(150, dtype=np.float32) % 97, threads, lanes),
         ]
     return cases + [embedding_case(Format.parse(form), 70, 36, threads=2) for form in ALL_FORMATS]
 
