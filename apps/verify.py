@@ -7,6 +7,10 @@ long it takes says nothing of a device.
   --on hvx    a decode step on Hexagon's vector unit (v67). Needs qemu-hexagon
               (apt-get install qemu-user) and pip install "lutra[ahead]". Lookup products are
               compared bit for bit, float kernels within 1e-5
+  --on arm64  a decode step and a short prefill on ARM64, for each set of features that phones have.
+              Needs qemu-aarch64 (apt-get install qemu-user) and pip install "lutra[ahead]".
+              Products with quantized weights, whose activations are rounded, are compared within
+              3e-4, float kernels within 1e-5
   --on htp    every compiled graph of the bundle's NPU program on Qualcomm's emulation, beside the
               graph as it was before compiling, within the HTP's rounding. Needs x86-64 Linux,
               pip install "lutra[npu]", and a bundle converted with --npu SM8650,npu:ort
@@ -24,7 +28,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from apps.inspect import bundle_bytes
 from apps.options import add_bundle
@@ -36,7 +40,9 @@ from edge.check import Check
 from edge.errors import MissingDependency, NpuUnavailable
 from edge.target import Target
 
-DEVICES = ("hvx", "htp")
+DEVICES = ("hvx", "arm64", "htp")
+
+_ARM64 = ("cpu:aarch64", "cpu:aarch64,dotprod", "cpu:aarch64,i8mm")
 
 # What a shell gets where a kernel is not its twin.
 MISMATCH = 1
@@ -69,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _checks(bundle: Bundle, device: str, bar: Bar) -> Iterator[Check]:
     """Every kernel of a device. Raises MissingDependency without its emulator."""
-    return _on_hvx(bundle, bar) if device == "hvx" else _on_htp(bundle, bar)
+    return {"hvx": _on_hvx, "arm64": _on_arm64, "htp": _on_htp}[device](bundle, bar)
 
 
 def _on_hvx(bundle: Bundle, bar: Bar) -> Iterator[Check]:
@@ -84,6 +90,20 @@ def _on_hvx(bundle: Bundle, bar: Bar) -> Iterator[Check]:
         yield found
         bar.advance(1)
     bar.finish()
+
+
+def _on_arm64(bundle: Bundle, bar: Bar) -> Iterator[Check]:
+    from cpu.emulated import require
+
+    require()
+    from cpu import check
+
+    for target in map(Target.parse, _ARM64):
+        bar.start(f"kernels on {target} (emulated)", check.op_count(bundle), "ops")
+        for found in check.check(bundle, target):
+            yield replace(found, kernel=f"{target} {found.kernel}")
+            bar.advance(1)
+        bar.finish()
 
 
 def _on_htp(bundle: Bundle, bar: Bar) -> Iterator[Check]:

@@ -54,10 +54,12 @@ class Call:
 class Lowered:
     """The calls of a step, which may leave out the last of them.
 
-    `body` come before the head, and `logits` before what picks the best token.
+    `body` come before the head, and `logits` before what picks the best token. `ends` has, for
+    every op of the graph in order, how many calls there are up to and with it.
     """
 
     calls: list[Call] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
     body: int = 0
     logits: int = 0
     dynamic: list[tuple[int, str, Dynamic]] = field(default_factory=list)

@@ -73,6 +73,7 @@ class Lowering:
         *,
         matrix_unit: bool,
     ) -> None:
+        self.bundle = bundle
         self.graph: Graph = bundle.graph
         self.memory = memory
         self.threads = threads
@@ -101,6 +102,7 @@ class Lowering:
             for op in subgraph.ops:
                 _LOWER[type(op)](self, op)
                 self.release(op)
+                self.lowered.ends.append(len(self.lowered.calls))
         self.lowered.logits = len(self.lowered.calls)
         self.argmax()
         return self.lowered
@@ -262,7 +264,7 @@ class Lowering:
         out = self.place(op.out, "sliced", taken=x.taken)
         arguments: dict[str, int | Dynamic] = {
             "x": x.address,
-            "values": weight.parts["values"].ctypes.data,
+            "values": self.memory.part(self.bundle, weight, "values"),
             "bias": self.bias(op),
             "out": out.address,
             "rows": self.row_count(out),
@@ -450,11 +452,11 @@ class Lowering:
 
     def weight_arguments(self, tensor: StoredTensor) -> dict[str, int | Dynamic]:
         parts = tensor.parts
-        codes = next(parts[name] for name in ("planes", "codes", "values") if name in parts)
+        codes = next(name for name in ("planes", "codes", "values") if name in parts)
+        named = {"codes": codes, "scales": "scales", "zeros": "zeros"}
         return {
-            "codes": codes.ctypes.data,
-            "scales": parts["scales"].ctypes.data if "scales" in parts else 0,
-            "zeros": parts["zeros"].ctypes.data if "zeros" in parts else 0,
+            slot: self.memory.part(self.bundle, tensor, name) if name in parts else 0
+            for slot, name in named.items()
         }
 
     def vector(self, name: str) -> int:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.bundle import Bundle
 from edge.graph import Graph, Op, Take
-from edge.planes import TILE
+from edge.planes import TILE, StoredTensor
 
 _LINE = 64
 
@@ -43,6 +44,11 @@ class Memory:
             start = address - array.ctypes.data
             array[start : start + values.nbytes] = values.astype(np.float32).view(np.uint8)
         return address
+
+    def part(self, bundle: Bundle, tensor: StoredTensor, name: str) -> int:
+        """Address of one of a tensor's arrays, which lies in the bundle's mapped file."""
+        del bundle
+        return tensor.parts[name].ctypes.data
 
 
 @dataclass(frozen=True)

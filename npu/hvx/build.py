@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from cpu.codegen.piped import SOURCE
 from cpu.kernels.kernel import Kernel
 from edge.errors import LutraError, MissingDependency
 from npu.hvx.isa import TRIPLE, Hexagon
@@ -57,7 +58,7 @@ def runtime_object(isa: Hexagon) -> bytes:
 
 def start_object(isa: Hexagon) -> bytes:
     """The emulated device's main program."""
-    return _c_object(isa, "start.c")
+    return compiled(isa, SOURCE.read_text(encoding="utf-8"))
 
 
 def compiled(isa: Hexagon, text: str) -> bytes:

@@ -3,7 +3,7 @@
  * A request is four words (what, and three numbers), then data where there are. Memory is asked
  * for once and kept; files are mapped, so that a bundle's weights are read where they lie.
  */
-typedef unsigned int word;
+typedef unsigned long word; /* as wide as an address */
 typedef unsigned long long wide;
 typedef unsigned char byte;
 
@@ -12,6 +12,7 @@ enum { SYS_OPENAT = 56, SYS_CLOSE = 57, SYS_READ = 63, SYS_WRITE = 64, SYS_EXIT 
 enum { AT_FDCWD = -100, PROT_READ = 1, PROT_READ_WRITE = 3, MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20 };
 
 static word system_call(word number, word a, word b, word c, word d, word e, word f) {
+#if defined(__hexagon__)
   register word r0 asm("r0") = a;
   register word r1 asm("r1") = b;
   register word r2 asm("r2") = c;
@@ -20,6 +21,16 @@ static word system_call(word number, word a, word b, word c, word d, word e, wor
   register word r5 asm("r5") = f;
   register word r6 asm("r6") = number;
   asm volatile("trap0(#1)" : "+r"(r0) : "r"(r1), "r"(r2), "r"(r3), "r"(r4), "r"(r5), "r"(r6) : "memory");
+#else
+  register word r0 asm("x0") = a;
+  register word r1 asm("x1") = b;
+  register word r2 asm("x2") = c;
+  register word r3 asm("x3") = d;
+  register word r4 asm("x4") = e;
+  register word r5 asm("x5") = f;
+  register word r6 asm("x8") = number;
+  asm volatile("svc #0" : "+r"(r0) : "r"(r1), "r"(r2), "r"(r3), "r"(r4), "r"(r5), "r"(r6) : "memory");
+#endif
   return r0;
 }
 
@@ -48,7 +59,7 @@ static void answer(const void *from, word count) {
 /* An address, or 0. */
 static word mapped(word size, word protection, word flags, word file) {
   word address = system_call(SYS_MMAP2, 0, size, protection, flags, file, 0);
-  return address > 0xfffff000u ? 0 : address;
+  return address > (word)-4096 ? 0 : address;
 }
 
 static word map_file(word path_bytes, word size) {
