@@ -6,9 +6,9 @@ plan is printed before the work. An interrupted conversion goes on where it stop
 nothing is at OUT before it is whole.
 
 --quality good finds the codes by GPTQ: it runs samples through the model, and lets each layer make
-up for the rounding of those before. It takes minutes a billion weights where fast (round to
-nearest) takes seconds, and halves what quantization costs; best goes on longer. Small models draw
-the samples themselves, others read a text that comes with lutra, or yours.
+up for the rounding of those before. It takes far longer than fast (round to nearest), and halved
+what quantization costs on the small model of the tests; best goes on longer. Small models draw the
+samples themselves, others read a text that comes with lutra, or yours.
 
 Formats: w<bits>g<group>[a] with 2, 3, 4 or 8 bits, a group of 32, 64, 128 or c (a whole channel),
 and a for asymmetric; ternary; f16; f32.
