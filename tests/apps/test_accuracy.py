@@ -88,7 +88,7 @@ def test_without_a_text_or_a_table_the_cure_names_both(
 
     convert(stories, tmp_path / "m.lutra", weights="w8gc")
     assert main(["eval", str(tmp_path / "m.lutra")]) != 0
-    assert "add --text FILE, or --table" in capsys.readouterr().err
+    assert "--text FILE, --exact-match for pocket, or --table" in capsys.readouterr().err
 
 
 def test_an_unknown_peer_format_is_refused(
