@@ -38,8 +38,8 @@ def compare(
 
 
 def relative_error(made: NDArray[np.float32], want: NDArray[np.float32]) -> float:
-    """The norm of the difference over that of `want`; infinite where `made` is not finite."""
-    if not np.isfinite(made).all():
+    """The norm of the difference over that of `want`; infinite where either is not finite."""
+    if not (np.isfinite(made).all() and np.isfinite(want).all()):
         return np.inf
     size = float(np.linalg.norm(want.astype(np.float64)))
     off = float(np.linalg.norm(made.astype(np.float64) - want))

@@ -28,7 +28,7 @@ import json, sys
 sys.modules["llvmlite"] = None
 import edge
 model = edge.load(sys.argv[1], cache_format="f32")
-records = model.stream([1, 2, 3], max_tokens=4, sampling=edge.Sampling.greedy())
+records = model.stream([1, 2, 3], max_tokens=5, sampling=edge.Sampling.greedy())
 print(json.dumps([str(model.program.target), [record.token for record in records]]))
 """
 
@@ -59,7 +59,7 @@ def test_without_a_compiler_the_fitting_code_runs(bundle: Path) -> None:
     target, tokens = json.loads(run.stdout)
     assert target == str(Target.parse(BASE[ARCH]))
     greedy = edge.Sampling.greedy()
-    expected = edge.load(bundle, target="ref").stream([1, 2, 3], max_tokens=4, sampling=greedy)
+    expected = edge.load(bundle, target="ref").stream([1, 2, 3], max_tokens=5, sampling=greedy)
     assert tokens == [record.token for record in expected]
 
 
