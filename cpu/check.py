@@ -63,7 +63,7 @@ class _Run:
         cache.advance(PAST)
         tokens = rng.integers(0, bundle.graph.vocabulary, rows).astype(np.int32)
         self.step = Step(tokens, rows, rows, cache, {})
-        device.write(memory.address(f"tokens/{most}", 4 * most), tokens)
+        device.write(self.lowering.tokens_address, tokens)
         self.fill()
 
     def fill(self) -> None:

@@ -186,7 +186,7 @@ class Lowering:
         out = self.place(op.out, "split")
         form, width = table.form, table.shape[1]
         arguments: dict[str, int | Dynamic] = {
-            "tokens": self.memory.address(f"tokens/{self.max_rows}", 4 * self.max_rows),
+            "tokens": self.tokens_address,
             "out": out.address,
             "rows": Dynamic("rows"),
             "width": width,
@@ -447,6 +447,11 @@ class Lowering:
     def best_address(self) -> int:
         """Where threads leave their best tokens."""
         return self.memory.address("best tokens", argmax.LINE * self.threads)
+
+    @property
+    def tokens_address(self) -> int:
+        """Where the tokens of a step are, int32."""
+        return self.memory.address(f"tokens/{self.max_rows}", 4 * self.max_rows)
 
     # Weights.
 

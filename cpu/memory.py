@@ -39,7 +39,7 @@ class Memory:
         size = 4 * (len(values) + TILE)
         new = name not in self.arrays
         address = self.address(name, size)
-        if new:
+        if new and values.any():  # zeros that are never written take no memory
             array = self.arrays[name]
             start = address - array.ctypes.data
             array[start : start + values.nbytes] = values.astype(np.float32).view(np.uint8)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.calls import Lowered
+from cpu.calls import Place
 from cpu.kernels import argmax
 from cpu.kernels.step import MEETING_BYTES
 from cpu.lowering import FEW_ROWS, PRIVATE_ROWS, Lowering
@@ -22,8 +22,9 @@ from edge.graph import Rope
 from edge.kvcache import CacheFormat, KVCache
 from edge.target import Target
 
-# The longest chunk: enough rows to use each weight often, few enough for the caches.
-MAX_ROWS = 256
+# The longest chunk: enough rows to use each weight often, few enough for the caches. Of products on
+# vectors half as many are as fast (measured, to 2 %), and their values take half the memory.
+MATRIX_ROWS, VECTOR_ROWS = 256, 128
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,15 @@ class _Shown:
 
 
 class Table:
-    """The calls of a step in memory, as `kernels.step` walks them, and their changing slots."""
+    """The calls of a step in memory, as `kernels.step` walks them, and their changing slots.
 
-    def __init__(self, lowered: Lowered, native: Native) -> None:
+    What lowering leaves besides is let go: it takes several times as much.
+    """
+
+    def __init__(self, lowering: Lowering, native: Native) -> None:
+        lowered = lowering.run()
+        self.tokens, self.best = lowering.tokens_address, lowering.best_address
+        self.scores = lowering.places[lowering.graph.last.out]
         counts = [len(call.kernel.slots) for call in lowered.calls]
         starts = np.concatenate([[0], np.cumsum(counts)])
         self.arguments = np.zeros(starts[-1], np.int64)
@@ -74,12 +81,13 @@ class CpuProgram:
 
     def __init__(self, bundle: Bundle, target: Target, native: Native, threads: int) -> None:
         self.target = target
-        self.chunks = (1, PRIVATE_ROWS, 16, 64, MAX_ROWS)
+        most = MATRIX_ROWS if native.matrix_unit else VECTOR_ROWS
+        self.chunks = (1, PRIVATE_ROWS, FEW_ROWS, 64, most)
         self.team = Team(threads)
         self._bundle = bundle
         self._native = native
         self.memory = Memory()
-        self._tables: dict[tuple[int, str], tuple[Table, Lowering]] = {}
+        self._tables: dict[tuple[int, str], Table] = {}
         self._angles: dict[str, NDArray[np.float32]] = {}
         self._positions = 0  # that the angles are for
         self._meeting = np.zeros(MEETING_BYTES // 8, np.int64)
@@ -92,28 +100,28 @@ class CpuProgram:
         Raises UsageError where another caller's step is running.
         """
         with self.team.alone():
-            table, lowering = self._prepare(tokens, count, cache, logit_rows)
+            table = self._prepare(tokens, count, cache, logit_rows)
             self._step(table, table.logits if logit_rows else table.body)
             cache.advance(count)
-            return self._logits(lowering, logit_rows)
+            return self._logits(table.scores, logit_rows)
 
     def best(self, tokens: NDArray[np.int32], count: int, cache: KVCache) -> tuple[int, float]:
         """The best next token and its score. See `edge.backend.PicksBest`; raises as `run`."""
         with self.team.alone():
-            table, lowering = self._prepare(tokens, count, cache, 1)
+            table = self._prepare(tokens, count, cache, 1)
             self._step(table, len(table.rows))
             cache.advance(count)
             size = argmax.LINE * self.team.count
-            left = (ctypes.c_uint8 * size).from_address(lowering.best_address)
+            left = (ctypes.c_uint8 * size).from_address(table.best)
             return argmax.best_of_threads(np.ctypeslib.as_array(left).reshape(-1, argmax.LINE))
 
     def _prepare(
         self, tokens: NDArray[np.int32], count: int, cache: KVCache, logit_rows: int
-    ) -> tuple[Table, Lowering]:
+    ) -> Table:
         """The table for so many rows, all its slots set."""
-        max_rows = next(size for size in (PRIVATE_ROWS, FEW_ROWS, MAX_ROWS) if count <= size)
-        table, lowering = self._table(max_rows, cache.form)
-        self._write(lowering.memory.address(f"tokens/{max_rows}", 4 * max_rows), tokens[:count])
+        sizes = PRIVATE_ROWS, FEW_ROWS, self.chunks[-1]
+        table = self._table(next(size for size in sizes if count <= size), cache.form)
+        self._write(table.tokens, tokens[:count])
         self._show(cache, table)
         table.set(
             {
@@ -123,7 +131,7 @@ class CpuProgram:
                 "skipped_rows": count - logit_rows,
             }
         )
-        return table, lowering
+        return table
 
     def _step(self, table: Table, calls: int) -> None:
         rows, meeting = table.rows.ctypes.data, self._meeting.ctypes.data
@@ -133,7 +141,7 @@ class CpuProgram:
 
         self.team.run(work)
 
-    def _table(self, max_rows: int, cache_format: CacheFormat) -> tuple[Table, Lowering]:
+    def _table(self, max_rows: int, cache_format: CacheFormat) -> Table:
         key = max_rows, cache_format
         if key not in self._tables:
             lowering = Lowering(
@@ -142,9 +150,9 @@ class CpuProgram:
                 self.team.count,
                 max_rows,
                 cache_format,
-                matrix_unit=self._native.matrix_unit and max_rows == MAX_ROWS,
+                matrix_unit=self._native.matrix_unit and max_rows == MATRIX_ROWS,
             )
-            self._tables[key] = Table(lowering.run(), self._native), lowering
+            self._tables[key] = Table(lowering, self._native)
         return self._tables[key]
 
     def _show(self, cache: KVCache, table: Table) -> None:
@@ -184,8 +192,7 @@ class CpuProgram:
     def _write(self, address: int, values: NDArray[np.int32]) -> None:
         ctypes.memmove(address, np.ascontiguousarray(values).ctypes.data, values.nbytes)
 
-    def _logits(self, lowering: Lowering, count: int) -> NDArray[np.float32]:
-        place = lowering.places[self._bundle.graph.last.out]
+    def _logits(self, place: Place, count: int) -> NDArray[np.float32]:
         assert isinstance(place.address, int)
         size = count * place.stride // 4
         values = np.ctypeslib.as_array((ctypes.c_float * size).from_address(place.address))

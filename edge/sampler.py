@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,11 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
-        self._random = np.random.Generator(np.random.PCG64(sampling.seed))
+
+    @cached_property
+    def _random(self) -> np.random.Generator:
+        """Made when first drawn from: greedy never does, and numpy.random takes 2 MB."""
+        return np.random.Generator(np.random.PCG64(self.sampling.seed))
 
     @property
     def takes_best(self) -> bool:

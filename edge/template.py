@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from importlib import metadata
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +158,8 @@ def _environment(clock: Callable[[], datetime], budget: _Budget) -> jinja2.Envir
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
         raise _need_jinja2("chat templates need the jinja2 package") from error
+    from importlib import metadata  # 2 MB, and few programs use a template
+
     version = metadata.version("jinja2")
     if tuple(map(int, re.findall(r"\d+", version)[:3])) < _JINJA2:
         raise _need_jinja2(f"jinja2 {version} has known ways out of its sandbox")

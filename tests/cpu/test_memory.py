@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import edge
 from converter.convert import convert
 from cpu.backend import BACKEND
 from cpu.memory import Block, Memory, Pool
-from cpu.program import MAX_ROWS, CpuProgram
+from cpu.program import CpuProgram
 from edge.generate import prefill
 from edge.model import Model
 from edge.target import this_machine
@@ -59,9 +61,9 @@ def loaded(folder: Path, **changes: int) -> Model:
 def scratch(model: Model) -> int:
     """Bytes of all buffers after a prompt of the longest chunk and a token."""
     program, cache = model.program, model.session().cache
-    prefill(program, cache, np.arange(MAX_ROWS) % 300)
-    prefill(program, cache, [1])
     assert isinstance(program, CpuProgram)
+    prefill(program, cache, np.arange(program.chunks[-1]) % 300)
+    prefill(program, cache, [1])
     return program.memory.byte_count
 
 
@@ -88,7 +90,37 @@ def test_scratch_is_a_few_rows_of_each_width(tmp_path: Path) -> None:
     row = 4 * (6 * (wide + 128) + 2 * (inner + 128) + vocabulary + 128) + 3 * (inner + 128)
     # of fewer rows, zeros for a bias, panels of a matrix unit
     fixed = 4 * 4 * vocabulary + 300_000
-    assert scratch(model) < MAX_ROWS * row + fixed
+    assert scratch(model) < model.program.chunks[-1] * row + fixed
+
+
+RUNS = """
+import sys, edge
+from edge.generate import stream_tokens
+from edge.sampler import Sampler
+model = edge.load(sys.argv[1], threads=1)
+session = model.session()
+session.tokens.extend([1, 2, 3])
+tokens = stream_tokens(
+    model.program, session.cache, session.tokens, Sampler(edge.Sampling.greedy())
+)
+next(tokens), next(tokens)
+print(*sys.modules)
+"""
+
+# Megabytes each that a step has no use for; what else a module drags in is mostly one of them.
+NEEDLESS = {
+    *("llvmlite.binding", "numba", "onnx", "onnxruntime", "tokenizers", "jinja2", "safetensors"),
+    *("argparse", "rich", "importlib.metadata", "email", "zipfile", "socket", "numpy.random"),
+    *("converter", "npu", "apps"),
+}
+
+
+@native
+def test_drawing_tokens_imports_nothing_without_use(tmp_path: Path) -> None:
+    loaded(tmp_path, max_position_embeddings=64)  # its code is in the cache from here on
+    command = [sys.executable, "-c", RUNS, str(tmp_path / "64")]
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not NEEDLESS & set(made.stdout.split())
 
 
 @native
