@@ -122,6 +122,25 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class VectorFloats:
+    """How operations on float32 vectors are made where LLVM would take them apart lane by lane.
+
+    `divide(a, b)`, `multiply_add(a, b, c)` (a * b + c), `round` (to a whole number, still a float),
+    `to_words` (int32, truncated), `from_words`; `fold(value, combine)` brings all lanes to a scalar
+    by a function of two vectors; `load_bytes(code, pointer, offset)` loads a vector's lanes from
+    signed bytes, and may read a whole vector's length of them.
+    """
+
+    divide: Callable[[Value, Value], Value]
+    multiply_add: Callable[[Value, Value, Value], Value]
+    round: Callable[[Value], Value]
+    to_words: Callable[[Value], Value]
+    from_words: Callable[[Value], Value]
+    fold: Callable[[Value, Callable[[Value, Value], Value]], Value]
+    load_bytes: Callable[[Code, Value, Value | int], Value]
+
+
+@dataclass(frozen=True)
 class Isa:
     """One instruction set with its features.
 
@@ -135,7 +154,7 @@ class Isa:
     the accumulators of `together` rows and slots are in registers at a time, and `dot_pairs`, where
     there is one, takes codes of two outputs with both terms of a row. Where a tile is taken in
     parts, a part's block is a loop of at least `turns`: of one turn there is no loop, and the code
-    of all parts is scheduled as one.
+    of all parts is scheduled as one. `floats` is for float vectors that lack operations.
     """
 
     name: str
@@ -156,6 +175,7 @@ class Isa:
     dot_pairs: PairProduct | None = None
     turns: int = 1
     tiles: Tiles | None = None
+    floats: VectorFloats | None = None
 
     @property
     def lanes(self) -> int:

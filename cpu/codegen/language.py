@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cpu.codegen.isa import Isa
+    from cpu.codegen.isa import Isa, VectorFloats
 
 try:
     from llvmlite import ir
@@ -92,6 +92,11 @@ class Value:
         self.type = kind
         self.ir = value
 
+    def _floats(self, kind: Type) -> VectorFloats | None:
+        """How this instruction set works on whole vectors of `kind`, where it needs to be told."""
+        whole = kind == F32.of(self.code.isa.lanes) and kind.lanes > 1
+        return self.code.isa.floats if whole else None
+
     def _binary(self, other: Value | int | float, floating: str, integer: str) -> Value:
         right = self.code.like(self, other)
         name = floating if self.type.floating else integer
@@ -109,6 +114,8 @@ class Value:
         return self._binary(other, "fmul", "mul")
 
     def __truediv__(self, other: Value | int | float) -> Value:
+        if floats := self._floats(self.type):
+            return floats.divide(self, self.code.like(self, other))
         return self._binary(other, "fdiv", "")
 
     def __floordiv__(self, other: Value | int | float) -> Value:
@@ -182,6 +189,10 @@ class Value:
         if kind == self.type:
             return self
         builder, source = self.code.builder, self.type
+        if kind.element == "i32" and not unsigned and (floats := self._floats(source)):
+            return floats.to_words(self)
+        if source.element == "i32" and not unsigned and (floats := self._floats(kind)):
+            return floats.from_words(self)
         if source.floating and kind.floating:
             name = "fpext" if kind.byte_count > source.byte_count else "fptrunc"
         elif source.floating:
@@ -234,6 +245,8 @@ class Value:
         return self._fold(lambda a, b: a.minimum(b))
 
     def _fold(self, combine: Callable[[Value, Value], Value]) -> Value:
+        if floats := self._floats(self.type):
+            return floats.fold(self, combine)
         value = self
         while value.type.lanes > 1:
             half = value.type.lanes // 2
@@ -242,7 +255,9 @@ class Value:
         return value if value.type.lanes == 1 and self.type.lanes == 1 else _scalar(value)
 
     def fma(self, factor: Value, addend: Value) -> Value:
-        """self * factor + addend, rounded once."""
+        """self * factor + addend, rounded once where there is an instruction for it."""
+        if floats := self._floats(self.type):
+            return floats.multiply_add(self, factor, addend)
         return self.code.intrinsic("llvm.fma", self.type, self, factor, addend, overload=self.type)
 
     def sqrt(self) -> Value:
@@ -253,6 +268,8 @@ class Value:
 
     def round(self) -> Value:
         """Nearest whole number, ties to even, still floating."""
+        if floats := self._floats(self.type):
+            return floats.round(self)
         return self.code.intrinsic("llvm.rint", self.type, self, overload=self.type)
 
 
@@ -328,6 +345,13 @@ class Code:
         address = self.offset(pointer, byte_count)
         typed = self.builder.bitcast(address.ir, kind.ir.as_pointer())
         return Value(self, kind, self.builder.load(typed, align=align))
+
+    def load_floats(self, kind: Type, pointer: Value, byte_count: Value | int = 0) -> Value:
+        """Load lanes of a type and convert them to float32."""
+        floats = self.isa.floats
+        if floats is not None and kind.element == "i8" and kind.lanes > 1:
+            return floats.load_bytes(self, pointer, byte_count)
+        return self.load(kind, pointer, byte_count).to(F32)
 
     def store(
         self, value: Value, pointer: Value, byte_count: Value | int = 0, align: int = 1

@@ -217,7 +217,7 @@ class _Queries:
         """Add the products of some columns to each query's total."""
         code, (lanes, first, last) = self.code, columns
         with code.loop(first, last, lanes) as i:
-            k = code.load(kind, key, i * self.head.cached.element.byte_count).to(F32)
+            k = code.load_floats(kind, key, i * self.head.cached.element.byte_count)
             for total, query in zip(totals, self.queries, strict=True):
                 total.set(code.load(F32.of(lanes), query, i * 4).fma(k, total.get()))
 
@@ -295,7 +295,7 @@ class _Queries:
         with code.loop(first, stop) as position:
             row = code.offset(head.values, position * head.row_bytes)
             values = [
-                code.load(element.of(lanes), row, place * element.byte_count).to(F32)
+                code.load_floats(element.of(lanes), row, place * element.byte_count)
                 for place in places
             ]
             scale = head.scale_of(row) if head.cached.scaled else None

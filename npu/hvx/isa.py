@@ -5,9 +5,9 @@ multiply, one that shifts, one that permutes. A plain operation takes any of the
 that makes a pair of vectors takes both multipliers; `vlut16` takes the shifter and the permuter;
 loading into a register takes any, loading for use in the same packet (`.tmp`) none.
 
-Versions from 68 on have float vectors (qf16 and qf32, through which LLVM lowers float32); 67, the
-one that qemu-hexagon runs, has not: there the same float kernels have one lane, and use the scalar
-float instructions.
+Versions from 68 on have float vectors (`floats`): those of qf32, through which LLVM lowers float32,
+and from 79 on IEEE's own, which earlier phones' cores lack. 67, the one that qemu-hexagon runs, has
+neither: there the same float kernels have one lane, and use the scalar float instructions.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from cpu.codegen.isa import CodeLayout, Expansion, Isa
 from cpu.codegen.language import Code, Value
 from edge.errors import UnknownTarget
 from edge.target import Target
+from npu.hvx.floats import VECTOR_LANES, vector_floats
 
 VECTOR_BYTES = 128
 TRIPLE = "hexagon-unknown-linux-musl"
 EMULATED = 67
 FIRST_WITH_FLOATS = 68
+FIRST_WITH_IEEE = 79
 
 _DATA_LAYOUT = (
     "e-m:e-p:32:32:32-a:0-n16:32-i64:64:64-i32:32:32-i16:16:16-i1:8:8-f32:32:32-f64:64:64"
@@ -52,12 +54,11 @@ class Hexagon(Isa):
 def table(version: int) -> Hexagon:
     """The table of a version."""
     floats = version >= FIRST_WITH_FLOATS
-    features = f"+hvxv{version},+hvx-length128b" + (",+hvx-qfloat" if floats else "")
     return Hexagon(
         name=f"hexagon-v{version}",
         triple=TRIPLE,
         processor=f"hexagonv{version}",
-        features=features,
+        features=f"+hvxv{version},+hvx-length128b{_float_feature(version)}",
         data_layout=_DATA_LAYOUT,
         vector_bytes=VECTOR_BYTES,
         few=Expansion(_no_layout, _no_codes),
@@ -66,9 +67,16 @@ def table(version: int) -> Hexagon:
         dot=_no_dot,
         dot_bytes=_no_dot,
         pause=_no_pause,
+        floats=vector_floats(version) if floats else None,
         version=version,
-        float_lanes=VECTOR_BYTES // 4 if floats else 1,
+        float_lanes=VECTOR_LANES if floats else 1,
     )
+
+
+def _float_feature(version: int) -> str:
+    if version >= FIRST_WITH_IEEE:
+        return ",+hvx-ieee-fp"
+    return ",+hvx-qfloat" if version >= FIRST_WITH_FLOATS else ""
 
 
 def table_for(target: Target) -> Hexagon:
