@@ -339,12 +339,14 @@ class Code:
         return Value(self, POINTER, self.builder.gep(pointer.ir, [step.to(I64).ir]))
 
     def load(
-        self, kind: Type, pointer: Value, byte_count: Value | int = 0, align: int = 1
+        self, kind: Type, pointer: Value, byte_count: Value | int = 0, align: int | None = None
     ) -> Value:
-        """Load from a pointer plus an offset; any alignment will do unless one is promised."""
+        """Load from a pointer plus an offset, whose alignment is `align` or what kernels keep to:
+        any for vectors, that of their size for scalars where the instruction set needs it.
+        """
         address = self.offset(pointer, byte_count)
         typed = self.builder.bitcast(address.ir, kind.ir.as_pointer())
-        return Value(self, kind, self.builder.load(typed, align=align))
+        return Value(self, kind, self.builder.load(typed, align=align or self._alignment(kind)))
 
     def load_floats(self, kind: Type, pointer: Value, byte_count: Value | int = 0) -> Value:
         """Load lanes of a type and convert them to float32."""
@@ -354,12 +356,19 @@ class Code:
         return self.load(kind, pointer, byte_count).to(F32)
 
     def store(
-        self, value: Value, pointer: Value, byte_count: Value | int = 0, align: int = 1
+        self,
+        value: Value,
+        pointer: Value,
+        byte_count: Value | int = 0,
+        align: int | None = None,
     ) -> None:
-        """Store to a pointer plus an offset."""
+        """Store to a pointer plus an offset, aligned as for `load`."""
         address = self.offset(pointer, byte_count)
         typed = self.builder.bitcast(address.ir, value.type.ir.as_pointer())
-        self.builder.store(value.ir, typed, align=align)
+        self.builder.store(value.ir, typed, align=align or self._alignment(value.type))
+
+    def _alignment(self, kind: Type) -> int:
+        return kind.byte_count if self.isa.aligned and kind.lanes == 1 else 1
 
     def prefetch(self, pointer: Value, byte_count: Value | int) -> None:
         """Ask for the line at a pointer plus an offset; past the end of memory it does nothing."""

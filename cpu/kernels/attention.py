@@ -126,12 +126,12 @@ class _Head:
         """Store a row's scale behind it; returns the inverse."""
         code = self.code
         peak = row_peak(code, source, self.head_dim)
-        code.store(peak * (1 / 127), target, self.head_dim)
+        code.store(peak * (1 / 127), target, self.head_dim, align=1)
         return (peak > LEAST).select(code.constant(F32, 127.0) / peak, 0.0)
 
     def scale_of(self, row: Value) -> Value:
         """The scale behind a row of the cache."""
-        return self.code.load(F32, row, self.head_dim)
+        return self.code.load(F32, row, self.head_dim, align=1)
 
     def columns(self) -> tuple[tuple[int, Value, Value], ...]:
         """Lanes, first and one past the last column: of whole vectors, and of what is left."""

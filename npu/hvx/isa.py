@@ -68,6 +68,7 @@ def table(version: int) -> Hexagon:
         dot_bytes=_no_dot,
         pause=_no_pause,
         floats=vector_floats(version) if floats else None,
+        aligned=True,
         version=version,
         float_lanes=VECTOR_LANES if floats else 1,
     )
