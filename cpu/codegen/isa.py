@@ -154,8 +154,8 @@ class Isa:
     the accumulators of `together` rows and slots are in registers at a time, and `dot_pairs`, where
     there is one, takes codes of two outputs with both terms of a row. Where a tile is taken in
     parts, a part's block is a loop of at least `turns`: of one turn there is no loop, and the code
-    of all parts is scheduled as one. `floats` is for float vectors that lack operations. Where scalars are read at
-    multiples of their size alone, `aligned`, others would be put together from bytes.
+    of all parts is scheduled as one. `floats` is for float vectors that lack operations. `aligned`
+    processors read scalars at multiples of their size alone: others are put together from bytes.
     """
 
     name: str

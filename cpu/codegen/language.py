@@ -341,9 +341,7 @@ class Code:
     def load(
         self, kind: Type, pointer: Value, byte_count: Value | int = 0, align: int | None = None
     ) -> Value:
-        """Load from a pointer plus an offset, whose alignment is `align` or what kernels keep to:
-        any for vectors, that of their size for scalars where the instruction set needs it.
-        """
+        """Load from a pointer plus an offset, aligned as promised, or as `Isa.aligned` says."""
         address = self.offset(pointer, byte_count)
         typed = self.builder.bitcast(address.ir, kind.ir.as_pointer())
         return Value(self, kind, self.builder.load(typed, align=align or self._alignment(kind)))
