@@ -91,10 +91,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER[:SCALE]",
         help="merge this adapter (PEFT layout), SCALE times; may be repeated",
     )
+    add_fold_options(parser)
     add_npu_options(parser)
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle at OUT")
     parser.add_argument("--plan", action="store_true", help="print the plan and stop")
+
+
+def add_fold_options(parser: argparse.ArgumentParser) -> None:
+    """Changes of basis that leave the model's text as it is."""
+    group = parser.add_argument_group("for weights and activations with outliers")
+    group.add_argument(
+        "--rotate",
+        action="store_true",
+        help="fold Hadamard rotations into the weights, so that no channel stands out (QuaRot); an "
+        "embedding that is also the head is stored twice then",
+    )
+    group.add_argument(
+        "--awq",
+        action="store_true",
+        help="scale the channels of large activations up before rounding, by what samples say, and "
+        "fold what undoes it into the weights before them (AWQ)",
+    )
 
 
 def add_npu_options(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +183,8 @@ def run(args: argparse.Namespace) -> int:
         quality=_quality(args),
         npu=_npu_plan(args),
         size=args.size,
+        rotated=args.rotate,
+        scaled=args.awq,
         watcher=bar,
     )
     bar.finish()

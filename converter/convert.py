@@ -7,13 +7,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from converter.calibrated import Task, encode_calibrated
+from converter.fold import Folds, combine
 from converter.keep import plan_source
 from converter.mixed import measure, mix
 from converter.models import build_model
@@ -22,8 +23,11 @@ from converter.npu import NpuPlan, Origins, build_npu
 from converter.plan import Formats, Plan, PlannedTensor
 from converter.quality import FAST, Quality
 from converter.quantize.allocate import parse_size
+from converter.quantize.awq import by_gptq, to_nearest
 from converter.quantize.rtn import fit_tensor_scale, quantize_rows
-from converter.samples import PROBE, choose_samples
+from converter.rotate import rotate
+from converter.samples import PROBE, WANTED, Samples, choose_samples
+from converter.scaling import find_scales
 from converter.sources.open import open_source
 from converter.sources.source import Source, describe
 from converter.sources.tokenizer import read_tokenizer
@@ -58,7 +62,8 @@ GENERATION = "generation_config.json"
 class Job:
     """A conversion that is known to be possible: everything but the work itself.
 
-    `notes` are what the user should know of tensors that are quantized in the source.
+    `notes` are what the user should know of tensors that are quantized in the source. `folds` are
+    what is multiplied into the weights; with `scaled`, scales by activation come on top.
     """
 
     checkpoint: Source
@@ -69,10 +74,12 @@ class Job:
     npu: NpuPlan | None = None
     notes: tuple[str, ...] = ()
     quality: Quality = FAST
+    folds: Folds = field(default_factory=dict)
+    scaled: bool = False
 
     @property
     def weights(self) -> Weights:
-        return Weights(self.model, self.checkpoint)
+        return Weights(self.model, self.checkpoint, self.folds)
 
     @property
     def key(self) -> str:
@@ -85,6 +92,7 @@ class Job:
             "context": self.model.graph.context,  # longrope's frequencies depend on it
             "plan": [[p.tensor.name, p.tensor.shape, str(p.form)] for p in self.plan.tensors],
             "quality": self.quality.key,
+            "folds": [bool(self.folds), self.scaled],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -101,13 +109,16 @@ def prepare(
     quality: Quality = FAST,
     npu: NpuPlan | None = None,
     size: str | None = None,
+    rotated: bool = False,
+    scaled: bool = False,
     watcher: Watcher | None = None,
 ) -> Job:
     """Open and check a checkpoint and plan its conversion, reading no weights but their headers.
 
     `targets` are those to compile for, in their text form; `lora` adapters to merge, as FOLDER or
-    FOLDER:SCALE; `npu` what to make for NPUs. Raises UnknownTarget, and the errors of
-    `converter.sources`, `converter.models` and `Weights.check`.
+    FOLDER:SCALE; `npu` what to make for NPUs; `rotated` folds Hadamard rotations into the weights,
+    `scaled` activation-aware scales. Raises UnknownTarget, and the errors of `converter.sources`,
+    `converter.models`, `converter.rotate` and `Weights.check`.
     """
     parsed = tuple(Target.parse(text) for text in targets)
     for target in parsed:
@@ -116,8 +127,12 @@ def prepare(
     model = build_model(checkpoint.config, context)
     weights = Weights(model, checkpoint)
     weights.check()
+    if rotated:
+        weights = rotate(weights)
     plan, notes = plan_source(weights, formats)
-    job = Job(checkpoint, model, plan, chunk, parsed, npu, notes, quality)
+    job = Job(
+        checkpoint, weights.model, plan, chunk, parsed, npu, notes, quality, weights.folds, scaled
+    )
     return job if size is None else _mixed(job, size, watcher or Silent())
 
 
@@ -147,7 +162,10 @@ def run(
     _check_template(tokenizer, watcher)
     generation = read_generation(job.checkpoint.read_json(GENERATION))
     with BundleWriter(out, tensors, job.key, overwrite=overwrite) as writer:
-        _encode_all(job, writer, watcher, (tokenizer, tokenizer_json))
+        sampler = _Sampler(job, tokenizer.bos_id, tokenizer_json, watcher)
+        if job.scaled and (job.npu is not None or not _done(job, writer)):
+            job = _scale(job, sampler(), watcher)
+        _encode_all(job, writer, watcher, sampler)
         if tokenizer_json is not None:
             writer.add_file(TOKENIZER, tokenizer_json)
         artifacts = _compile(job, writer)
@@ -204,6 +222,8 @@ def convert(
     calibration: str | Path | None = None,
     npu: NpuPlan | None = None,
     size: str | None = None,
+    rotated: bool = False,
+    scaled: bool = False,
     overwrite: bool = False,
     watcher: Watcher | None = None,
 ) -> Manifest:
@@ -223,6 +243,8 @@ def convert(
         quality=Quality.parse(quality, text),
         npu=npu,
         size=size,
+        rotated=rotated,
+        scaled=scaled,
         watcher=watcher,
     )
     return run(job, Path(out), overwrite=overwrite, watcher=watcher)
@@ -263,17 +285,51 @@ def _check_template(record: TokenizerRecord, watcher: Watcher) -> None:
             watcher.note("      lutra chat will not work with this bundle, lutra run --raw will")
 
 
-def _encode_all(
-    job: Job, writer: BundleWriter, watcher: Watcher, text: tuple[TokenizerRecord, bytes | None]
-) -> None:
+class _Sampler:
+    """The samples that a conversion calibrates on: taken when first asked for, then kept."""
+
+    def __init__(
+        self, job: Job, start: int | None, tokenizer: bytes | None, watcher: Watcher
+    ) -> None:
+        self._job = job
+        self._start = start
+        self._tokenizer = tokenizer
+        self._watcher = watcher
+        self._taken: Samples | None = None
+
+    def __call__(self) -> Samples:
+        if self._taken is None:
+            job, method = self._job, self._job.quality.method
+            wanted = WANTED if method is None else method.samples
+            self._watcher.start("samples", wanted.count, "tokens")
+            self._taken = choose_samples(
+                job.model, job.weights, self._start, self._tokenizer, job.quality.text, wanted
+            )
+            self._watcher.note(f"calibration: {self._taken.count} tokens, {self._taken.origin}")
+        return self._taken
+
+
+def _done(job: Job, writer: BundleWriter) -> bool:
+    return all(p.tensor.name in writer.finished for p in job.plan.tensors)
+
+
+def _scale(job: Job, samples: Samples, watcher: Watcher) -> Job:
+    """The job with activation-aware scales folded in, for the way its weights are rounded."""
+    rounding = to_nearest if job.quality.method is None else by_gptq
+    found = find_scales(job.weights, _multiplied(job), samples, rounding, watcher)
+    return replace(job, folds=combine(job.folds, found))
+
+
+def _encode_all(job: Job, writer: BundleWriter, watcher: Watcher, sampler: _Sampler) -> None:
     output = _Output(job, writer, watcher)
     finished = [p for p in job.plan.tensors if output.finished(p.tensor.name)]
     if finished:
         watcher.note(f"going on: {len(finished)} of {len(job.plan.tensors)} tensors are done")
-    calibrated = _to_calibrate(job)
+    method = job.quality.method
+    calibrated = {} if method is None else _multiplied(job)
     task = None
-    if not all(output.finished(name) for name in calibrated):
-        task = _make_task(job, calibrated, text, watcher)
+    if method is not None and not all(output.finished(name) for name in calibrated):
+        task = Task(job.model.graph, job.weights, calibrated, sampler(), method)
     watcher.start("weights", job.plan.weight_count, "weights")
     watcher.advance(sum(p.weight_count for p in finished))
     if task is not None:
@@ -282,33 +338,14 @@ def _encode_all(
         output.plain(planned.tensor.name)
 
 
-def _to_calibrate(job: Job) -> dict[str, PlannedTensor]:
-    """The tensors that are quantized by calibration: all that are multiplied with activations."""
-    if job.quality.method is None:
-        return {}
+def _multiplied(job: Job) -> dict[str, PlannedTensor]:
+    """The tensors that are quantized here and multiplied with activations."""
     multiplied = {op.weight for op in job.model.graph.ops() if isinstance(op, Linear)}
     return {
         p.tensor.name: p
         for p in job.plan.tensors
         if p.form.quantized and p.tensor.name in multiplied and not p.kept
     }
-
-
-def _make_task(
-    job: Job,
-    planned: dict[str, PlannedTensor],
-    text: tuple[TokenizerRecord, bytes | None],
-    watcher: Watcher,
-) -> Task:
-    method = job.quality.method
-    assert method is not None
-    record, tokenizer = text
-    watcher.start("samples", method.samples.count, "tokens")
-    samples = choose_samples(
-        job.model, job.weights, record.bos_id, tokenizer, job.quality.text, method.samples
-    )
-    watcher.note(f"calibration: {samples.count} tokens, {samples.origin}")
-    return Task(job.model.graph, job.weights, planned, samples, method)
 
 
 class _Output:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.fold import Folds
 from converter.models.builder import Model, Origin
 from converter.quantize.rtn import Floats
 from converter.sources.source import Source, Stored
@@ -24,10 +25,11 @@ BLOCK_WEIGHTS = 1 << 22
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of `model` in `checkpoint`."""
+    """The tensors of `model` in `checkpoint`, with `folds` multiplied into them."""
 
     model: Model
     checkpoint: Source
+    folds: Folds = field(default_factory=dict)
 
     def check(self) -> None:
         """Compare names and shapes with what the config implies, before any work.
@@ -54,8 +56,22 @@ class Weights:
     def blocks(self, name: str) -> Iterator[tuple[int, Floats]]:
         """A tensor's rows in order, as (first row, float32 block); a vector is one block.
 
-        Blocks are whole tiles. Raises BadWeights on NaN or infinity.
+        Blocks are whole tiles. A tensor whose rows are mixed by a fold is in memory whole. Raises
+        BadWeights on NaN or infinity.
         """
+        fold = self.folds.get(name)
+        if fold is None:
+            yield from self._plain(name)
+        elif fold.left:
+            whole = fold.apply(np.concatenate([block for _, block in self._plain(name)]))
+            for first, last in _spans(whole.shape):
+                yield first, whole[first:last]
+        else:
+            for first, block in self._plain(name):
+                yield first, fold.apply(block)
+
+    def _plain(self, name: str) -> Iterator[tuple[int, Floats]]:
+        """Blocks of a tensor before it is folded."""
         if name in self.model.constants:
             yield 0, self.model.constants[name]
             return

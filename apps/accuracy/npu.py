@@ -37,11 +37,15 @@ from npu.htp.program import HtpProgram
 # Modes by what they are called in the table.
 MODES = {
     "w8a8, not restored": Choices("w8a8", pruned=1.0),
+    "w8a8, not restored, rotated": Choices("w8a8", pruned=1.0),
     "w8a8, 85 % of layers pruned": Choices("w8a8", pruned=0.85),
     "w8a8, outliers restored": Choices("w8a8"),
     "w8a16": Choices("w8a16"),
     "w4a16 blocks": Choices("w4a16"),
 }
+
+# Those whose weights have rotations folded in (converter/rotate.py).
+ROTATED = {"w8a8, not restored, rotated"}
 
 _HEAD = ("model", "mode", "KL", "same top token", "perplexity", "against float", "CPU's share")
 
@@ -102,7 +106,8 @@ def _row(
     plan = plan_npu(
         [prefill], 32, mode=choices.mode, pruned=choices.pruned, smoothing=choices.smoothing
     )
-    convert(source, out, weights="f32", chunk=32, npu=plan, overwrite=True)
+    rotated = mode in ROTATED
+    convert(source, out, weights="f32", chunk=32, npu=plan, rotated=rotated, overwrite=True)
     model = load(out, target="ref", prefill=prefill, cache_format="f32")
     score = exact.score(each(model.logits, exact.samples.sequences))
     assert isinstance(model.program, Pair)
