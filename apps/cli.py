@@ -9,7 +9,8 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NoReturn
@@ -52,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = list(sys.argv[1:] if argv is None else argv)
         verb = next((word for word in words if not word.startswith("-")), "")
         _prepare_streams()
-        with outlive_readers() if verb in WORKING else contextlib.nullcontext():
+        with (
+            outlive_readers() if verb in WORKING else contextlib.nullcontext(),
+            _warnings_as_notes(quiet="--quiet" in words),
+        ):
             code = _run(verb, words)
         sys.stdout.flush()
         return code
@@ -77,6 +81,19 @@ def _run(verb: str, words: list[str]) -> int:
     return code
 
 
+@contextlib.contextmanager
+def _warnings_as_notes(*, quiet: bool) -> Iterator[None]:
+    """A warning is a line on standard error, without the place in the code that gave it.
+
+    NumPy's of overflow and NaN say nothing that a user can act on; what comes of them is checked.
+    """
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Warning if quiet else RuntimeWarning)
+        warnings.formatwarning = lambda message, *_: f"note: {message}\n"
+        yield
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ours, so that --json holds for them too.
 
@@ -85,6 +102,13 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
+
+    def parse_known_args(self, *args: Any, **settings: Any) -> tuple[Any, list[str]]:
+        """Refuse what is not known here: a verb's parser would leave it to the one above it."""
+        parsed, unknown = super().parse_known_args(*args, **settings)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         """Print the usage. Raises UsageError."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from apps.output import print_json, print_table
 from apps.progress import Bar
-from edge.disk import disk_errors
+from edge.disk import write_text
 from edge.errors import LutraError, MissingDependency, UsageError
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     tool = None if args.no_cycles else find_tool()
     sections = list(_sections(args, tool, Bar(quiet=args.quiet)))
     if args.out is not None:
-        with disk_errors(args.out, "free some space, or choose another place"):
-            args.out.write_text(_page(sections, tool), encoding="utf-8")
+        write_text(args.out, _page(sections, tool))
     if args.json:
         print_json(_values(sections, tool))
     elif args.out is None:

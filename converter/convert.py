@@ -16,10 +16,10 @@ import numpy as np
 from converter.calibrated import Task, encode_calibrated
 from converter.fold import Folds, combine
 from converter.keep import plan_source
-from converter.mixed import measure, mix
+from converter.mixed import measure, mix, require_room
 from converter.models import build_model
 from converter.models.builder import Model
-from converter.npu import NpuPlan, Origins, build_npu
+from converter.npu import NpuPlan, Origins, build_npu, npu_bytes
 from converter.plan import Formats, Plan, PlannedTensor
 from converter.quality import FAST, Quality
 from converter.quantize.allocate import parse_size
@@ -34,7 +34,8 @@ from converter.sources.tokenizer import read_tokenizer
 from converter.watch import Silent, Watcher
 from converter.weights import Weights
 from edge.backend import Artifact, backend_for
-from edge.bundle_writer import BundleWriter
+from edge.bundle_writer import RESUME, BundleWriter
+from edge.disk import disk_errors
 from edge.errors import BadTemplate, BadWeights, MissingDependency, TruncatedSource, UsageError
 from edge.formats import Format
 from edge.graph import Linear
@@ -139,6 +140,7 @@ def prepare(
 def _mixed(job: Job, size: str, watcher: Watcher) -> Job:
     """The job with its tensors' widths chosen for a size, from what each is measured to cost."""
     budget = parse_size(size, job.plan.parameter_count)
+    require_room(job.plan, budget)
     record, tokenizer = read_tokenizer(job.checkpoint)
     text = job.quality.text
     samples = choose_samples(job.model, job.weights, record.bos_id, tokenizer, text, PROBE)
@@ -161,18 +163,20 @@ def run(
     tokenizer, tokenizer_json = read_tokenizer(job.checkpoint)
     _check_template(tokenizer, watcher)
     generation = read_generation(job.checkpoint.read_json(GENERATION))
-    with BundleWriter(out, tensors, job.key, overwrite=overwrite) as writer:
+    beside = npu_bytes(job.npu, job.model.graph)
+    with BundleWriter(out, tensors, job.key, beside_bytes=beside, overwrite=overwrite) as writer:
         sampler = _Sampler(job, tokenizer.bos_id, tokenizer_json, watcher)
         if job.scaled and (job.npu is not None or not _done(job, writer)):
             job = _scale(job, sampler(), watcher)
         _encode_all(job, writer, watcher, sampler)
         if tokenizer_json is not None:
             writer.add_file(TOKENIZER, tokenizer_json)
-        artifacts = _compile(job, writer)
         npu = None
-        if job.npu is not None:
-            origin = Origins(job.model, job.weights, tokenizer.bos_id, tokenizer_json)
-            npu = build_npu(job.npu, origin, writer, watcher)
+        with disk_errors(out, RESUME):
+            artifacts = _compile(job, writer)
+            if job.npu is not None:
+                origin = Origins(job.model, job.weights, tokenizer.bos_id, tokenizer_json)
+                npu = build_npu(job.npu, origin, writer, watcher)
         watcher.start("checksums", job.plan.byte_count, "B")
         manifest = Manifest(
             lutra=VERSION,

@@ -21,6 +21,7 @@ from converter.quantize.rtn import quantize_rows
 from converter.samples import Samples
 from converter.watch import Watcher
 from converter.weights import Weights
+from edge.errors import UsageError
 from edge.formats import Format
 from edge.graph import Graph
 from edge.planes import dequantize
@@ -67,6 +68,20 @@ def measure(
         kl[SMALL_BITS] = kl[last] * (errors[0] / (errors[1] or 1.0)) ** 2
         found.append(Sensitivity(planned, kl))
     return found
+
+
+def require_room(plan: Plan, budget: int) -> None:
+    """Raises UsageError where even the smallest formats take more than a budget of bytes."""
+    smallest = min((*PROBED_BITS, SMALL_BITS))
+    least = sum(
+        (replace(p, form=at_bits(p.form, smallest)) if may_change(p) else p).byte_count
+        for p in plan.tensors
+    )
+    if budget < least:
+        raise UsageError(
+            f"a size of {budget} bytes for all weights, the smallest formats take {least}",
+            "ask for a larger size, or larger groups",
+        )
 
 
 def mix(plan: Plan, found: list[Sensitivity], budget: int) -> Plan:

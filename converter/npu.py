@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -65,10 +66,12 @@ def plan_npu(
 ) -> NpuPlan | None:
     """The plan for SoCs and targets by name; None for no names.
 
-    Raises UnknownTarget for a name, UsageError for a chunk length or a share out of range, and
-    MissingDependency without what compiling needs.
+    Raises UnknownTarget for a name, UsageError for a chunk length or a share out of range or where
+    there is no NPU that they are for, and MissingDependency without what compiling needs.
     """
     if not names:
+        if (mode, pruned, smoothing) != ("w8a8", 0.0, 0.0):
+            raise UsageError("options of NPU prefill, and no NPU", "add --npu SM8650")
         return None
     if text is not None and not text.is_file():
         raise UsageError(f"calibration text {text}: no such file", "give a UTF-8 text file")
@@ -82,6 +85,16 @@ def plan_npu(
         load_qnn()
     choices = Choices(mode, pruned, smoothing)
     return NpuPlan(socs, str(STAND_IN) in names, rows, choices, text)
+
+
+def npu_bytes(plan: NpuPlan | None, graph: Graph) -> int:
+    """About what the files of a plan take: the weights once for each SoC, and as graphs."""
+    if plan is None:
+        return 0
+    shapes = {tensor.name: tensor.shape for tensor in graph.tensors}
+    linears = [op for piece in static_pieces(graph) for op in piece.linears]
+    weights = sum(math.prod(shapes[op.weight]) for op in linears)
+    return (1 + len(plan.socs)) * weights * plan.weight_bits // 8
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _native(bundle: Bundle, target: Target) -> Native:
     isa = tables.isa_for(target)
     for artifact in bundle.manifest.artifacts:
         if artifact.target == target:
-            library = Library(bundle.folder / artifact.path)
+            library = Library(bundle.checked(artifact.path))
             return Native([library], matrix_unit=isa.tiles is not None)
     if not _has_compiler():
         raise MissingDependency(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from cpu.codegen.cache import cache_folder, key_of, sources_digest, write_whole
+from cpu.codegen.cache import cache_folder, keep, key_of, sources_digest
 from cpu.codegen.image import BadImage, Image, link_image
 from cpu.kernels.families import COMMON, families
 from cpu.kernels.kernel import Kernel
@@ -77,13 +77,13 @@ def _image(isa: Isa, family: str, kernels: Sequence[Kernel]) -> Image:
 
     facts = [family, isa.name, sources_digest(), llvmlite.__version__]
     path = cache_folder() / f"{key_of(facts)}.code"
-    with contextlib.suppress(FileNotFoundError, BadImage):
+    with contextlib.suppress(OSError, BadImage):
         return Image.open(path)
 
     from cpu.codegen.emit import object_code
 
     content = link_image(object_code(_module(isa, kernels, step=family == COMMON)))
-    write_whole(path, content)
+    keep(path, content)
     return Image.of(content)
 
 

@@ -59,9 +59,16 @@ class Bundle:
 
     @cached_property
     def tokenizer_json(self) -> bytes | None:
-        """The tokenizer file, or None where the checkpoint had none."""
-        path = self.folder / TOKENIZER
-        return path.read_bytes() if TOKENIZER in self.manifest.files else None
+        """The tokenizer file, or None where the checkpoint had none. Raises AlteredBundle."""
+        return self.checked(TOKENIZER).read_bytes() if TOKENIZER in self.manifest.files else None
+
+    def checked(self, name: str) -> Path:
+        """The path of a file whose SHA-256 is the manifest's: small ones, before they are used.
+
+        Raises AlteredBundle: altered code can end the process, or compute something else.
+        """
+        _require_unaltered(self, [name], silent)
+        return self.folder / name
 
     def tensor(self, name: str) -> StoredTensor:
         """A tensor's mapped arrays with its format."""
@@ -102,10 +109,14 @@ class Bundle:
 
 def verify(bundle: Bundle, progress: Progress = silent) -> None:
     """Compare every file's SHA-256. Raises AlteredBundle naming the files that differ."""
+    _require_unaltered(bundle, bundle.manifest.files, progress)
+
+
+def _require_unaltered(bundle: Bundle, names: Iterable[str], progress: Progress) -> None:
     altered = [
         name
-        for name, record in bundle.manifest.files.items()
-        if file_sha256(bundle.folder / name, progress) != record.sha256
+        for name in names
+        if file_sha256(bundle.folder / name, progress) != bundle.manifest.files[name].sha256
     ]
     if altered:
         raise AlteredBundle(

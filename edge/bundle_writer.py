@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ try:
 except ImportError:  # Windows: no lock; two conversions to one place are the user's to avoid
     fcntl = None  # type: ignore[assignment]
 
-_RESUME = "free some space and run the same command again; it goes on where it stopped"
+_JOURNAL, _LOCK = "journal.jsonl", "lock"
+
+RESUME = "free some space and run the same command again; it goes on where it stopped"
 # Manifest, tokenizer and journal: what a bundle takes beside its weights.
 _MARGIN_BYTES = 32 << 20
 
@@ -48,8 +50,10 @@ class BundleWriter:
         tensors: Mapping[str, tuple[Format, tuple[int, ...]]],
         key: str,
         *,
+        beside_bytes: int = 0,
         overwrite: bool = False,
     ) -> None:
+        """`beside_bytes` is the room that files beside the weights will take."""
         if out.name in ("", ".."):
             raise OutputExists(f"{str(out)!r} names no new folder", "give a name for the bundle")
         self.out = out
@@ -58,33 +62,43 @@ class BundleWriter:
         self._files: list[str] = [WEIGHTS]
         self._tensors = tensors
         self.finished: dict[str, dict[str, float]] = {}
-        with disk_errors(out, _RESUME):
+        with disk_errors(out, RESUME):
             self._refuse_existing()
+            self._refuse_foreign()
         parts = {
             f"{name}.{part}": value
             for name, (form, shape) in tensors.items()
             for part, value in parts_of(form, shape).items()
         }
-        with disk_errors(out, _RESUME):
+        with disk_errors(out, RESUME):
             self.partial.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.partial / "lock", out)
+            self._lock = _lock(self.partial / _LOCK, out)
             try:
-                self._open(parts, key)
+                self._open(parts, key, beside_bytes + _MARGIN_BYTES)
             except BaseException:
                 self._abandon()
                 raise
 
-    def _open(self, parts: Mapping[str, Part], key: str) -> None:
-        journal = self.partial / "journal.jsonl"
+    def _open(self, parts: Mapping[str, Part], key: str, beside_bytes: int) -> None:
+        journal = self.partial / _JOURNAL
         self.finished = _read_journal(journal, key)
         resume = bool(self.finished) and TensorFileWriter.begun(self.partial / WEIGHTS, parts)
+        self._clear((_JOURNAL, WEIGHTS) if resume else ())
+        weights_bytes = 0 if resume else sum(part.byte_count for part in parts.values())
+        check_space(self.out.parent, weights_bytes + beside_bytes)
         if not resume:
             self.finished = {}
-            needed = sum(part.byte_count for part in parts.values()) + _MARGIN_BYTES
-            check_space(self.out.parent, needed)
             journal.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
         self._weights = TensorFileWriter(self.partial / WEIGHTS, parts, resume=resume)
         self._journal = journal.open("a", encoding="utf-8")
+
+    def _clear(self, kept: Sequence[str]) -> None:
+        """Remove what an earlier run left: every run makes all but the weights anew."""
+        for path in self.partial.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in (*kept, _LOCK):
+                path.unlink()
 
     def _abandon(self) -> None:
         """Nothing could be started: leave nothing behind, unless an earlier run's work is there."""
@@ -103,13 +117,13 @@ class BundleWriter:
 
     def write(self, tensor: str, arrays: Mapping[str, NDArray[Any]], first: int = 0) -> None:
         """Write a tensor's packed arrays, from index `first` of their leading dimension on."""
-        with disk_errors(self.out, _RESUME):
+        with disk_errors(self.out, RESUME):
             for part, values in arrays.items():
                 self._weights.write(f"{tensor}.{part}", values, first)
 
     def done(self, tensor: str, record: Mapping[str, float]) -> None:
         """Say that a tensor is whole; `record` comes back in `finished` when resuming."""
-        with disk_errors(self.out, _RESUME):
+        with disk_errors(self.out, RESUME):
             self._weights.sync()
             self._journal.write(json.dumps({"tensor": tensor, **record}) + "\n")
             self._journal.flush()
@@ -128,7 +142,7 @@ class BundleWriter:
 
     def add_file(self, name: str, content: bytes) -> None:
         """Put a small file beside the weights."""
-        with disk_errors(self.out, _RESUME):
+        with disk_errors(self.out, RESUME):
             (self.partial / name).write_bytes(content)
             sync_path(self.partial / name)
         self._files.append(name)
@@ -140,7 +154,7 @@ class BundleWriter:
 
     def records(self, progress: Progress = silent) -> dict[str, FileRecord]:
         """Size and SHA-256 of every file written, for the manifest."""
-        with disk_errors(self.out, _RESUME):
+        with disk_errors(self.out, RESUME):
             self._weights.sync()
         paths = {name: self.partial / name for name in self._files}
         return {
@@ -151,7 +165,7 @@ class BundleWriter:
     def finish(self, manifest: str) -> None:
         """Write the manifest's text and put the bundle in its place."""
         self._refuse_existing()
-        with disk_errors(self.out, _RESUME):
+        with disk_errors(self.out, RESUME):
             path = self.partial / FILE_NAME
             path.write_text(manifest, encoding="utf-8")
             sync_path(path)
@@ -161,7 +175,7 @@ class BundleWriter:
                 self._replace()
             else:
                 self.partial.rename(self.out)
-            for name in ("journal.jsonl", "lock"):  # not before: until then the work is resumable
+            for name in (_JOURNAL, _LOCK):  # not before: until then the work is resumable
                 (self.out / name).unlink()
             sync_path(self.out.parent)
 
@@ -185,6 +199,16 @@ class BundleWriter:
             raise OutputExists(
                 f"{self.out} is not a bundle, so --overwrite leaves it alone",
                 "choose another name, or remove it yourself",
+            )
+
+    def _refuse_foreign(self) -> None:
+        """What no conversion left is not ours to write into, or to remove."""
+        if not self.partial.is_dir() or (self.partial / _JOURNAL).is_file():
+            return
+        if any(path.name != _LOCK for path in self.partial.iterdir()):
+            raise OutputExists(
+                f"{self.partial} has files that no conversion left there",
+                "move them away, or choose another name",
             )
 
 

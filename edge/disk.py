@@ -13,6 +13,7 @@ from edge.errors import NoSpace, OutputExists
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (
+    errno.ENOENT,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -60,9 +61,16 @@ def sync_path(path: Path) -> None:
 
 
 def write_text(out: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Raises NoSpace or OutputExists."""
-    partial = out.with_name(f"{out.name}.partial")
+    """Write a text file, whole or not at all. Raises NoSpace or OutputExists.
+
+    What is no plain file, such as a pipe or /dev/stdout, is written as it is.
+    """
     with disk_errors(out, "free some space, or write to another disk"):
+        if out.exists() and not out.is_file():
+            out.write_text(text, encoding="utf-8")
+            return
+        out = Path(os.path.realpath(out))  # a link stays one
+        partial = out.with_name(f"{out.name}.partial")
         try:
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, out)

@@ -154,9 +154,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _parse(data: Mapping[str, Any]) -> Manifest:
-    if WEIGHTS not in data["files"]:
-        raise ValueError(f"{WEIGHTS} is not among its files")
-    parts = {
+    parts: dict[str, Any] = {
         "tokenizer": make(TokenizerRecord, data["tokenizer"]),
         "generation": make(GenerationDefaults, data["generation"]),
         "graph": graphs.from_json(data["graph"], rows=1, logit_rows=1),
@@ -166,7 +164,8 @@ def _parse(data: Mapping[str, Any]) -> Manifest:
         "files": {_inside(name): make(FileRecord, r) for name, r in data["files"].items()},
     }
     if "npu" in data:
-        parts["npu"] = _npu(data["npu"])
+        parts["npu"] = npu.from_json(data["npu"])
+    _require_listed(parts)
     plain = {name: data[name] for name in ("lutra", "name", "model_type", "config")}
     return make(Manifest, plain | parts | {"source": data.get("source", "")})
 
@@ -177,16 +176,18 @@ def _tensor(record: Mapping[str, Any]) -> TensorRecord:
 
 
 def _artifact(record: Mapping[str, Any]) -> Artifact:
-    path, target = _inside(record["path"]), Target.parse(record["target"])
-    return make(Artifact, {**record, "path": path, "target": target})
+    return make(Artifact, {**record, "target": Target.parse(record["target"])})
 
 
-def _npu(record: Mapping[str, Any]) -> NpuRecord:
-    made = npu.from_json(record)
-    for binary in made.binaries:
-        _inside(binary.path)
-        _inside(binary.context or "")
-    return made
+def _require_listed(parts: Mapping[str, Any]) -> None:
+    """What is named anywhere must be among the files. Raises ValueError."""
+    named = [WEIGHTS, *(artifact.path for artifact in parts["artifacts"])]
+    if (record := parts.get("npu")) is not None:
+        named += [name for binary in record.binaries for name in binary.files]
+        named += [record.shadow] if record.shadow is not None else []
+    for name in named:
+        if _inside(name) not in parts["files"]:
+            raise ValueError(f"{name} is not among its files")
 
 
 def _inside(name: str) -> str:

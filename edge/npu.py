@@ -133,6 +133,10 @@ class Binary:
     path: str
     context: str | None = None
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.path,) if self.context is None else (self.path, self.context)
+
 
 @dataclass(frozen=True)
 class NpuRecord:

@@ -20,7 +20,7 @@ from converter.plan import Formats
 from converter.samples import MOST_DRAWN, Samples, read_text
 from converter.sources.tokenizer import read_tokenizer
 from converter.watch import Watcher
-from edge.disk import disk_errors
+from edge.disk import write_text
 from edge.errors import UsageError
 from edge.model import load
 
@@ -97,8 +97,7 @@ def run_table(args: argparse.Namespace) -> int:
             rows += peers.rows(args.peer_formats.split(","), exact, bar)
     bar.finish()
     if args.plot:
-        with disk_errors(args.plot, "choose another place"):
-            args.plot.write_text(draw(rows, f"{job.checkpoint.name}: KL against float"))
+        write_text(args.plot, draw(rows, f"{job.checkpoint.name}: KL against float"))
     _print(args, rows, samples)
     return 0
 

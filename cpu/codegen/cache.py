@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +18,8 @@ _SOURCES = ("cpu", "edge")
 
 def cache_folder() -> Path:
     """Where compiled code is kept: LUTRA_CACHE, else the user's cache folder."""
-    if "LUTRA_CACHE" in os.environ:
-        return Path(os.environ["LUTRA_CACHE"])
+    if named := os.environ.get("LUTRA_CACHE"):
+        return Path(named)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "lutra"
 
@@ -38,9 +39,25 @@ def sources_digest() -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write so that another process sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+class NotCached(UserWarning):
+    """Compiled code could not be kept, and is compiled again next time."""
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write so that another process sees all of it or nothing.
+
+    Warns with NotCached where the place is forbidden or full: nobody needs the cache to go on.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            whole.write_bytes(content)
+            os.replace(whole, path)
+    except OSError as error:
+        warnings.warn(
+            f"compiled code is not kept in {path.parent} ({error.strerror}), so it is made anew "
+            "every time; LUTRA_CACHE names another folder",
+            NotCached,
+            stacklevel=1,  # so that it is said once, whoever writes
+        )

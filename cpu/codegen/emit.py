@@ -10,7 +10,7 @@ import llvmlite
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from cpu.codegen.cache import cache_folder, key_of, write_whole
+from cpu.codegen.cache import cache_folder, keep, key_of
 from cpu.codegen.isa import Isa
 from cpu.codegen.language import Code, Type, Value
 
@@ -108,5 +108,5 @@ def object_code(module: Module, cache: Path | None = None) -> bytes:
         return path.read_bytes()
     machine = _machine(module.isa)
     made: bytes = machine.emit_object(_optimized(module, machine))
-    write_whole(path, made)
+    keep(path, made)
     return made

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpu.codegen.cache import cache_folder
-from edge.bundle import Bundle, file_sha256
-from edge.errors import AlteredBundle, NpuRefused, NpuUnavailable
+from edge.bundle import Bundle
+from edge.errors import NpuRefused, NpuUnavailable
 from edge.npu import Binary, NpuRecord
 from edge.pieces import Piece
 from edge.target import Machine, Target
@@ -118,22 +118,14 @@ def _listed(record: NpuRecord) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def _files(bundle: Bundle, binary: Binary) -> list[Path]:
-    return [bundle.folder / name for name in (binary.path, binary.context) if name is not None]
-
-
 def _check_files(bundle: Bundle, binaries: dict[str, Binary]) -> None:
     """Compare SHA-256, which context binaries have none of their own of, and headers.
 
     An altered one often loads, and computes something else.
     """
     for binary in binaries.values():
-        for path in _files(bundle, binary):
-            expected = bundle.manifest.files[path.relative_to(bundle.folder).as_posix()]
-            if file_sha256(path) != expected.sha256:
-                raise AlteredBundle(
-                    f"{path}: contents are not what was written", "copy the bundle again"
-                )
+        for name in binary.files:
+            bundle.checked(name)
         if binary.context is not None:
             soc = SOCS[binary.soc]
             check_header(bundle.folder / binary.context, soc.number, soc.version)
@@ -145,9 +137,7 @@ def _try_first(bundle: Bundle, binaries: dict[str, Binary]) -> None:
     That they loaded is remembered for these files with these versions.
     """
     hashes = [
-        bundle.manifest.files[path.relative_to(bundle.folder).as_posix()].sha256
-        for binary in binaries.values()
-        for path in _files(bundle, binary)
+        bundle.manifest.files[name].sha256 for binary in binaries.values() for name in binary.files
     ]
     key = hashlib.sha256(json.dumps([hashes, versions()]).encode()).hexdigest()
     mark = cache_folder() / f"{key}.loads"

@@ -7,11 +7,14 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from edge.disk import check_space
 from edge.errors import NpuRefused
 from npu.htp.context import check_header
 from npu.htp.guard import Done, run_child
 from npu.htp.socs import Soc
 from npu.htp.trace import check_account, read_account
+
+_LEAST_FREE_BYTES = 1 << 20
 
 
 def compile_pieces(
@@ -21,7 +24,7 @@ def compile_pieces(
 
     Returns each piece's ONNX file and the context binary that it refers to. `done` is called with
     a piece's name when it is compiled. Raises NpuRefused with the op and the reason where any op is
-    not on the HTP or not in integers, or where a binary is for something else; NpuCrashed.
+    not on the HTP or not in integers, or where a binary is for something else; NpuCrashed; NoSpace.
     """
     shutil.rmtree(folder, ignore_errors=True)  # the compiler writes over nothing
     folder.mkdir(parents=True)
@@ -36,6 +39,7 @@ def compile_pieces(
         try:
             run_child(job, done)
         except NpuRefused:
+            check_space(folder, _LEAST_FREE_BYTES)  # of a full disk the compiler says nothing
             for name in models:  # the compiler's account says more than the exception
                 account = read_account(Path(traces) / name)
                 if account.refused:

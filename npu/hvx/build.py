@@ -71,7 +71,7 @@ def _c_object(isa: Hexagon, name: str) -> bytes:
 
 
 def _compiled(isa: Hexagon, text: str, suffix: str, options: Sequence[str]) -> bytes:
-    from cpu.codegen.cache import cache_folder, write_whole
+    from cpu.codegen.cache import cache_folder, keep
 
     facts = (text, isa.assembler_processor, *options, _zig_version())
     path = cache_folder() / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.o"
@@ -82,8 +82,9 @@ def _compiled(isa: Hexagon, text: str, suffix: str, options: Sequence[str]) -> b
         source.write_text(text, encoding="utf-8")
         target = ("-target", "hexagon-linux-musl", f"-mcpu={isa.assembler_processor}")
         _run("cc", *target, *options, "-c", str(source), "-o", str(made))
-        write_whole(path, made.read_bytes())
-    return path.read_bytes()
+        content = made.read_bytes()
+    keep(path, content)
+    return content
 
 
 def _zig_version() -> str:

@@ -184,6 +184,14 @@ def test_odd_standard_streams_are_no_bugs(command: str, bundle: Path) -> None:
     assert ran.returncode in (0, errors.BadTokens.exit_code)  # no tokens in an empty input
 
 
+def test_a_warning_is_a_note_without_a_place_in_the_code(bundle: Path) -> None:
+    words = 'lutra run "$1" --raw -p a --max-tokens 1'
+    ran = shell(f"LUTRA_CACHE=/proc/none {words}", bundle)
+    assert ran.returncode == 0
+    note, _ = ran.stderr.splitlines()
+    assert note.startswith("note: compiled code is not kept in /proc/none (No such file")
+
+
 def test_output_that_has_no_room_is_an_error_without_a_traceback(bundle: Path) -> None:
     for words in ("--json", "--tensors"):
         ran = shell(f'lutra inspect "$1" {words} >/dev/full', bundle)
@@ -225,6 +233,7 @@ def test_options_are_spelled_out(words: tuple[str, ...], lutra: Lutra, bundle: P
     ran = lutra("inspect", bundle, *words)
     assert ran.code == errors.UsageError.exit_code
     assert f"unrecognized arguments: {words[-1]}" in ran.err
+    assert "see lutra inspect --help" in ran.err
 
 
 def test_json_is_ascii(lutra: Lutra, bundle: Path) -> None:

@@ -25,10 +25,14 @@ def prepare_mixed(source: Path, size: str) -> tuple[object, ...]:
     return prepare(source, Formats.parse("w3g32", "w3g32"), size=size).plan.tensors
 
 
-def test_a_size_that_nothing_fits_is_refused(tmp_path: Path) -> None:
+def test_a_size_that_nothing_fits_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("converter.convert.measure")
     source = make_checkpoint(tmp_path / "tiny", bos_token_id=1)
-    with pytest.raises(UsageError, match="smallest formats"):
-        convert(source, tmp_path / "m", size="1bpw")
+    for size in ("0bpw", "1bpw"):
+        with pytest.raises(UsageError, match="smallest formats"):
+            convert(source, tmp_path / "m", size=size)
 
 
 def test_a_size_over_all_is_eight_bits(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import edge
 from converter import convert as conversion
 from converter.convert import convert
+from converter.npu import plan_npu
 from converter.plan import Formats
 from edge import bundle_writer, disk
 from edge.bundle import Bundle, verify
@@ -96,6 +98,32 @@ def test_no_room_is_seen_before_the_work(
     with pytest.raises(NoSpace, match="0 MB free"):
         convert(checkpoint, tmp_path / "m.lutra")
     assert leftovers(tmp_path / "m.lutra") == []
+
+
+def test_a_folder_that_no_conversion_made_is_left_alone(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "m.lutra.partial" / "mine"
+    mine.parent.mkdir()
+    mine.write_text("x")
+    with pytest.raises(OutputExists, match="no conversion left there"):
+        convert(checkpoint, tmp_path / "m.lutra")
+    assert mine.read_text() == "x"
+
+
+def test_room_for_an_npu_is_seen_before_the_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk with room for the weights, and not for their copy."""
+    npu = plan_npu(["npu:ort"], 32)
+    job = conversion.prepare(checkpoint, Formats.parse("w4g64"), npu=npu)
+    room = job.plan.byte_count + (32 << 20)
+    free = shutil.disk_usage(tmp_path)._replace(free=room)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(NoSpace):
+        conversion.run(job, tmp_path / "m.lutra")
+    assert leftovers(tmp_path / "m.lutra") == []
+    conversion.run(replace(job, npu=None), tmp_path / "m.lutra")
 
 
 @pytest.mark.parametrize("reserves", [True, False])
@@ -208,7 +236,9 @@ def test_damage_to_what_an_interrupted_conversion_left_starts_it_again(
         convert(checkpoint, out)
     monkeypatch.undo()
     (tmp_path / "m.lutra.partial" / name).write_bytes(content)
+    (tmp_path / "m.lutra.partial" / "npu").mkdir()
     convert(checkpoint, out)
+    assert not (out / "npu").exists()
     weights = "weights.safetensors"
     assert (out / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
 

@@ -13,7 +13,7 @@ import pytest
 import edge
 from converter.convert import convert
 from edge.bundle import Bundle, verify
-from edge.errors import TruncatedBundle, UnknownTarget
+from edge.errors import AlteredBundle, TruncatedBundle, UnknownTarget
 from edge.target import Target, this_machine
 from tests.checkpoints import make_checkpoint
 
@@ -69,6 +69,16 @@ def test_a_shortened_library_is_refused(bundle: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(TruncatedBundle, match=r"kernels\.so"):
         edge.load(copy)
+
+
+def test_altered_machine_code_does_not_run(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy.lutra"))
+    path = copy / Bundle.open(copy).manifest.artifacts[0].path
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x41
+    path.write_bytes(content)
+    with pytest.raises(AlteredBundle, match=r"kernels\.so"):
+        edge.load(copy, target=BASE[ARCH])
 
 
 @pytest.mark.parametrize("target", ["cpu:z80", "npu:hvx-v73", "cpu:x86_64", "ref"])

@@ -130,6 +130,20 @@ def test_cached_code_comes_without_the_compiler_and_bad_code_is_made_again(
     assert load() == [first[0], "False"]
 
 
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", Path("/proc/none")):
+        with pytest.warns(cache.NotCached, match="LUTRA_CACHE"):
+            cache.keep(folder / "k.code", b"code")
+    cache.keep(tmp_path / "new" / "k.code", b"code")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["k.code"]
+
+
+def test_an_empty_name_of_the_cache_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTRA_CACHE", "")
+    assert cache.cache_folder().is_absolute()
+
+
 def test_the_key_changes_with_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("cpu", "edge"):
         (tmp_path / package / "kernels").mkdir(parents=True)

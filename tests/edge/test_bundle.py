@@ -113,6 +113,15 @@ OPENING: dict[str, tuple[Any, type[LutraError], str]] = {
         BadManifest,
         "outside of the bundle",
     ),
+    "compiled file not listed": (
+        lambda b: rewrite(
+            b,
+            lambda d: d["artifacts"].append({"path": "k.so", "target": "cpu:aarch64", "tools": {}}),
+            sign=True,
+        ),
+        BadManifest,
+        "k.so is not among its files",
+    ),
     "compiled file outside": (
         lambda b: rewrite(
             b,
@@ -216,6 +225,14 @@ def test_one_altered_byte_is_found(name: str, where: float, bundle: Path) -> Non
     path.write_bytes(data)
     with pytest.raises(AlteredBundle, match=name):
         verify(Bundle.open(bundle))
+
+
+def test_an_altered_tokenizer_is_not_used(bundle: Path) -> None:
+    path = bundle / "tokenizer.json"
+    path.write_bytes(path.read_bytes().replace(b'"a"', b'"A"', 1))
+    opened = Bundle.open(bundle)
+    with pytest.raises(AlteredBundle, match=r"tokenizer\.json"):
+        _ = opened.tokenizer_json
 
 
 def test_verify_reads_every_byte_and_passes(original: Path) -> None:

@@ -203,6 +203,8 @@ def test_ops_that_it_refuses_or_runs_in_float_are_named(
         (["npu:ort"], {"rows": 100}, UsageError, "--chunk 100"),
         (["npu:ort"], {"pruned": 1.5}, UsageError, "--prune-outliers 1.5"),
         (["npu:ort"], {"text": Path("no.txt")}, UsageError, "no.txt"),
+        ([], {"mode": "w4a16"}, UsageError, "no NPU"),
+        ([], {"smoothing": 0.5}, UsageError, "no NPU"),
     ],
 )
 def test_plans_that_make_no_sense(
