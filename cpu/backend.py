@@ -11,6 +11,7 @@ from cpu.codegen import tables
 from cpu.library import Library
 from cpu.native import Native, compile_library, compile_native, refused_tiles
 from cpu.program import CpuProgram
+from cpu.single import SingleCalls
 from cpu.threads import default_threads
 from edge.backend import Artifact
 from edge.bundle import Bundle
@@ -68,6 +69,11 @@ class CpuBackend:
     def load(self, bundle: Bundle, target: Target, threads: int | None = None) -> CpuProgram:
         count = default_threads() if threads is None else threads
         return CpuProgram(bundle, target, _native(bundle, target), count)
+
+    def kernels(self, bundle: Bundle, target: Target, threads: int | None = None) -> SingleCalls:
+        """See `edge.backend.HasKernels`."""
+        count = default_threads() if threads is None else threads
+        return SingleCalls(target, _native(bundle, target), count)
 
 
 def _native(bundle: Bundle, target: Target) -> Native:

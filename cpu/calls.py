@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
 from cpu.kernels.kernel import Kernel
 
 Spread = Literal["whole", "sliced", "split", "private"]
@@ -63,8 +61,3 @@ class Lowered:
     body: int = 0
     logits: int = 0
     dynamic: list[tuple[int, str, Dynamic]] = field(default_factory=list)
-
-
-def float_slot(number: float) -> int:
-    """A float32 in the low half of a slot."""
-    return int(np.array([number, 0], np.float32).view(np.int64)[0])

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cpu.calls import Call, Dynamic, Lowered, Place, Spread, float_slot
+from cpu.calls import Call, Dynamic, Lowered, Place, Spread
 from cpu.kernels import (
     activations,
     argmax,
@@ -32,7 +32,7 @@ from cpu.kernels import (
     rows,
 )
 from cpu.kernels.blocks import block_of
-from cpu.kernels.kernel import Kernel
+from cpu.kernels.kernel import Kernel, float_slot
 from cpu.memory import Block, Memory, Pool, owners, readers
 from edge.bundle import Bundle
 from edge.graph import (

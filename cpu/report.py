@@ -21,6 +21,7 @@ from cpu.kernels import (
     argmax,
     attention,
     batch,
+    codes,
     elementwise,
     embedding,
     gemm,
@@ -176,6 +177,11 @@ def _of_activations() -> list[Subject]:
             embedding.embedding_kernel(Format.parse("w4g64")),
             lambda *_: STEP,
         ),
+        Subject(
+            "encode u8", codes.encode_kernel(8), "values", _vectors(), parted=True, multiplies=False
+        ),
+        values("decode u8", codes.decode_kernel(8), _vectors()),
+        values("add columns", codes.add_columns_kernel(), _products(1)),
     ]
 
 

@@ -112,6 +112,33 @@ class Backend(Protocol):
         ...
 
 
+class Kernels(Protocol):
+    """A backend's kernels, which other rooms call one at a time."""
+
+    @property
+    def target(self) -> Target: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    def has(self, name: str) -> bool:
+        """Whether there is a kernel of this name."""
+        ...
+
+    def run(self, name: str, arguments: Sequence[int]) -> None:
+        """Run a kernel on all threads, with numbers and addresses in the order of its slots."""
+        ...
+
+
+@runtime_checkable
+class HasKernels(Protocol):
+    """A backend whose kernels can be had."""
+
+    def kernels(self, bundle: Bundle, target: Target, threads: int | None = None) -> Kernels:
+        """Kernels for the formats of a bundle's tensors; `threads` as in `Backend.load`."""
+        ...
+
+
 class PromptProgram(Protocol):
     """A bundle's prefill on an NPU. It cuts prompts into chunks of its own."""
 
@@ -152,9 +179,18 @@ class PromptBackend(Protocol):
         """What runs `target` on this machine, in words. Raises LutraError where nothing does."""
         ...
 
-    def load(self, bundle: Bundle, target: Target) -> PromptProgram:
-        """Make the bundle's NPU program ready to run on `target`."""
+    def load(self, bundle: Bundle, target: Target, threads: int | None = None) -> PromptProgram:
+        """Make the bundle's NPU program ready to run on `target`; `threads` are for the CPU's."""
         ...
+
+
+def kernels_for(bundle: Bundle, threads: int | None = None) -> tuple[Kernels | None, str]:
+    """The kernels of the best target that this machine runs; where it has none, None and why."""
+    choice = choose_target("auto", bundle.manifest.artifacts)
+    backend = backend_for(choice.target)
+    if isinstance(backend, HasKernels):
+        return backend.kernels(bundle, choice.target, threads), ""
+    return None, choice.note or f"{choice.target} has no kernels"
 
 
 def prompt_backend_for(target: Target) -> PromptBackend:

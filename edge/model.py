@@ -298,7 +298,7 @@ def load(
         )
     program = backend.load(bundle, chosen.target, threads)
     if prompt is not None:
-        program = Pair(prompt_backend_for(prompt).load(bundle, prompt), program)
+        program = Pair(prompt_backend_for(prompt).load(bundle, prompt, threads), program)
     if chosen.note:
         warnings.warn(chosen.note, LesserTarget, stacklevel=2)
     form = cache_format or default_format(chosen.target)

@@ -29,6 +29,11 @@ SLOTS = (
     *("scale", "softcap", "padded_dim", "scratch", "scratch_stride"),
 )
 
+APPEND_SLOTS = (
+    *("key", "value", "keys", "values", "rows", "position", "kv_heads", "head_dim", "capacity"),
+    *("key_stride", "value_stride", "key_private", "value_private"),
+)
+
 # Positions whose scores are made before their values are summed: scores and values of a span stay
 # in the caches.
 SPAN = 256
@@ -67,18 +72,34 @@ def attention_kernel(cache_format: CacheFormat) -> Kernel:
 
     `window` and `softcap` are 0 for none. `scratch` has `scratch_bytes` for every thread.
     """
-    cached = _Cached(_ELEMENTS[cache_format], scaled=cache_format == "int8")
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         first, last = thread.share(a.integer("kv_heads"))
         with code.loop(first, last) as kv_head:
-            _Head(code, a, thread, kv_head, cached).run()
+            _Head(code, a, thread, kv_head, _cached(cache_format)).run()
 
     return Kernel(f"attention_{cache_format}", SLOTS, body)
 
 
-class _Head:
-    """Writes the code for one key/value head and the query heads that share it."""
+def append_kernel(cache_format: CacheFormat) -> Kernel:
+    """Put rows of keys and values into the cache at `position` and on, and no more."""
+
+    def body(code: Code, a: Arguments, thread: Thread) -> None:
+        first, last = thread.share(a.integer("kv_heads"))
+        with code.loop(first, last) as kv_head:
+            _Cache(code, a, thread, kv_head, _cached(cache_format)).append()
+
+    return Kernel(f"append_{cache_format}", APPEND_SLOTS, body)
+
+
+def _cached(cache_format: CacheFormat) -> _Cached:
+    return _Cached(_ELEMENTS[cache_format], scaled=cache_format == "int8")
+
+
+class _Cache:
+    """Writes the code for the cache of one key/value head."""
+
+    INPUTS: tuple[str, ...] = ("key", "value")
 
     def __init__(
         self, code: Code, a: Arguments, thread: Thread, kv_head: Value, cached: _Cached
@@ -89,27 +110,18 @@ class _Head:
         size = a.integer("capacity") * self.row_bytes
         self.keys = code.offset(a.pointer("keys"), kv_head * size)
         self.values = code.offset(a.pointer("values"), kv_head * size)
-        self.scratch = code.offset(a.pointer("scratch"), thread.index * a.integer("scratch_stride"))
         self.inputs = {
             name: code.offset(a.pointer(name), thread.index * a.integer(f"{name}_private"))
-            for name in ("query", "key", "value")
+            for name in self.INPUTS
         }
-        self.group = a.integer("heads") // a.integer("kv_heads")
 
-    def run(self) -> None:
-        code, a = self.code, self.a
-        with code.loop(0, a.integer("rows")) as row:
-            self.append(row, "key", self.keys)
-            self.append(row, "value", self.values)
-        queries = a.integer("rows") * self.group
-        together = queries - queries % _TOGETHER
-        with code.loop(0, together, _TOGETHER) as first:
-            _Queries(self, first, _TOGETHER).attend()
-        with code.loop(together, queries) as first:
-            _Queries(self, first, 1).attend()
+    def append(self) -> None:
+        """Copy the rows of this head into the cache, in its format."""
+        with self.code.loop(0, self.a.integer("rows")) as row:
+            self.append_row(row, "key", self.keys)
+            self.append_row(row, "value", self.values)
 
-    def append(self, row: Value, name: str, cache: Value) -> None:
-        """Copy a row of this head into the cache, in its format."""
+    def append_row(self, row: Value, name: str, cache: Value) -> None:
         code, a, element = self.code, self.a, self.cached.element
         source = code.offset(self.inputs[name], row * a.integer(f"{name}_stride"))
         source = code.offset(source, self.kv_head * self.head_dim * 4)
@@ -138,6 +150,30 @@ class _Head:
         lanes, start = self.code.isa.lanes, self.code.constant(I64, 0)
         vectors = self.head_dim - self.head_dim % lanes
         return (lanes, start, vectors), (1, vectors, self.head_dim)
+
+
+class _Head(_Cache):
+    """Writes the code for one key/value head and the query heads that share it."""
+
+    INPUTS = ("query", "key", "value")
+
+    def __init__(
+        self, code: Code, a: Arguments, thread: Thread, kv_head: Value, cached: _Cached
+    ) -> None:
+        # first: on AVX2, addresses loaded in another order cost the inner loop 10 instructions
+        self.scratch = code.offset(a.pointer("scratch"), thread.index * a.integer("scratch_stride"))
+        super().__init__(code, a, thread, kv_head, cached)
+        self.group = a.integer("heads") // a.integer("kv_heads")
+
+    def run(self) -> None:
+        code, a = self.code, self.a
+        self.append()
+        queries = a.integer("rows") * self.group
+        together = queries - queries % _TOGETHER
+        with code.loop(0, together, _TOGETHER) as first:
+            _Queries(self, first, _TOGETHER).attend()
+        with code.loop(together, queries) as first:
+            _Queries(self, first, 1).attend()
 
 
 class _Queries:

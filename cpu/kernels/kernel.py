@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cpu.codegen.language import F32, I32, I64, POINTER, Code, Type, Value, Variable
 
 if TYPE_CHECKING:
@@ -84,10 +86,25 @@ def minimum(a: Value, b: Value) -> Value:
     return (a < b).select(a, b)
 
 
+def float_slot(number: float) -> int:
+    """A float32 in the low half of a slot."""
+    return int(np.array([number, 0], np.float32).view(np.int64)[0])
+
+
 def joined(sums: Sequence[Variable]) -> Value:
     """The sum of CHAINS sums."""
     a, b, c, d = (chain.get() for chain in sums)
     return (a + b) + (c + d)
 
 
-__all__ = ["CHAINS", "I32", "Arguments", "Body", "Kernel", "Thread", "joined", "minimum"]
+__all__ = [
+    "CHAINS",
+    "I32",
+    "Arguments",
+    "Body",
+    "Kernel",
+    "Thread",
+    "float_slot",
+    "joined",
+    "minimum",
+]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpu.codegen.cache import cache_folder
+from edge.backend import kernels_for
 from edge.bundle import Bundle
 from edge.errors import NpuRefused, NpuUnavailable
 from edge.npu import Binary, NpuRecord
@@ -16,8 +17,10 @@ from edge.pieces import Piece
 from edge.target import Machine, Target
 from npu.htp.context import check_header
 from npu.htp.device import this_soc
+from npu.htp.floats import Floats, NumpyFloats
 from npu.htp.guard import run_child
 from npu.htp.lower import padded_width
+from npu.htp.native import NativeFloats, lacking
 from npu.htp.program import HtpProgram, Placed
 from npu.htp.provider import (
     cpu_session,
@@ -54,14 +57,16 @@ class HtpBackend:
             load_qnn()
         return _place(target).text
 
-    def load(self, bundle: Bundle, target: Target) -> HtpProgram:
-        """Make the bundle's NPU program ready on `target`.
+    def load(self, bundle: Bundle, target: Target, threads: int | None = None) -> HtpProgram:
+        """Make the bundle's NPU program ready on `target`; `threads` are for the CPU's part.
 
         Raises NpuUnavailable where the bundle has none for it, or this machine nothing to run it
         on; AlteredBundle, NpuRefused or NpuCrashed where its files are not what was compiled.
         """
         record, made = _record(bundle), sessions(bundle, target)
-        return HtpProgram(bundle, record, _place(target), made, _shadow(bundle, record))
+        # beside the stand-in, which has one thread, the CPU has one as well
+        floats = _floats(bundle, 1 if target == STAND_IN else threads)
+        return HtpProgram(bundle, record, _place(target), made, _shadow(bundle, record), floats)
 
 
 def sessions(bundle: Bundle, target: Target) -> dict[str, onnxruntime.InferenceSession]:
@@ -175,6 +180,16 @@ def _check_session(
 
 def _ends(session: Any) -> Sequence[Any]:
     return [*session.get_inputs(), *session.get_outputs()]
+
+
+def _floats(bundle: Bundle, threads: int | None) -> Floats:
+    """Compiled kernels where this machine runs any, else NumPy, which says why."""
+    kernels, reason = kernels_for(bundle, threads)
+    if kernels is None:
+        return NumpyFloats(bundle, reason)
+    if name := lacking(kernels):
+        return NumpyFloats(bundle, f"{bundle.folder} was compiled without {name}: convert it again")
+    return NativeFloats(bundle, kernels)
 
 
 def _shadow(bundle: Bundle, record: NpuRecord) -> ShadowWeights:

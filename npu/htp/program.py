@@ -17,11 +17,12 @@ from edge.jobs import NPU, Job, Part, Stage, chunk_jobs
 from edge.kvcache import KVCache
 from edge.npu import Codes, NpuRecord
 from edge.pieces import Piece
-from edge.reference import FUNCTIONS, Step, Values, WeightCache, append, attend
+from edge.reference import Step, Values
 from edge.schedule import IN_ORDER, Action, Rule, Timeline, best_rule, run
 from edge.target import Target
+from npu.htp.floats import Floats
 from npu.htp.lower import padded_width
-from npu.htp.shadow import Extracted, ShadowWeights, split
+from npu.htp.shadow import Extracted, ShadowWeights
 from npu.htp.stages import OUTLIERS, FloatWork, PieceWork, make_stages, needed_later
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class HtpProgram:
     """Prefill with static pieces on an NPU. See `edge.pair.PromptProgram`.
 
     `sessions` are the pieces' by name. `in_order` makes each processor take its jobs in order, for
-    comparison. `timeline` has the times of the last prompt.
+    comparison. `timeline` has the times of the last prompt. `floats` does the CPU's part.
     """
 
     def __init__(
@@ -77,8 +78,9 @@ class HtpProgram:
         placed: Placed,
         sessions: Mapping[str, onnxruntime.InferenceSession],
         shadow: ShadowWeights,
+        floats: Floats,
     ) -> None:
-        self.place = placed.text
+        self.place = f"{placed.text} with {floats.place} beside it"
         self.emulated = placed.emulated
         self.target = placed.target
         self.rows = record.rows
@@ -88,7 +90,7 @@ class HtpProgram:
         self._bundle = bundle
         self._sessions = sessions
         self._shadow = shadow
-        self._weights = WeightCache(bundle)
+        self._floats = floats
         self._activations = record.by_value()
         self._weight_bits = record.weight_bits
         self._works = make_stages(bundle.graph, record)
@@ -113,14 +115,13 @@ class HtpProgram:
         return np.concatenate(logits or [np.empty((0, self._bundle.graph.vocabulary), np.float32)])
 
     def _chunks(self, tokens: NDArray[np.int32], cache: KVCache, logit_rows: int) -> list[Chunk]:
-        """Chunks of `rows` tokens, each at its position in one cache; the last is padded."""
+        """Chunks of `rows` tokens, each at its position in one cache; the last may be shorter."""
         chunks = []
         for first in range(0, len(tokens), self.rows):
             ids = tokens[first : first + self.rows]
-            padded = np.pad(ids, (0, self.rows - len(ids)))
             wanted = max(len(ids) - max(len(tokens) - logit_rows - first, 0), 0)
             view = cache.at(cache.length + first)
-            chunks.append(Chunk(Step(padded, len(ids), wanted, view, {})))
+            chunks.append(Chunk(Step(ids, len(ids), wanted, view, {})))
         return chunks
 
     # Scheduling.
@@ -170,46 +171,51 @@ class HtpProgram:
         """The outliers' part of the piece's outputs, beside the NPU."""
         for op in piece.ops:
             if isinstance(op, Linear) and len(chunk.found[op.x].cut):
-                out = np.zeros((self.rows, self._shape(op)[0]), np.float32)
-                self.tally.outliers += self._shadow.restore(op.weight, chunk.found[op.x], out)
-                chunk.restored[op.out] = out
+                found = chunk.found[op.x]
+                columns = self._shadow.columns(op.weight, found.used[0])
+                made = self._floats.products(found, columns, chunk.step.count)
+                chunk.restored[op.out] = made
+                self.tally.outliers += len(found.cut) * made.shape[1]
 
     def _float(self, work: FloatWork, needed: frozenset[str], chunk: Chunk) -> None:
         step = chunk.step
         if work.after is not None:
             self._take(work.after, chunk)
         if work.attend is not None:
-            step.values[work.attend.out] = attend(work.attend, step)
+            step.values[work.attend.out] = self._floats.attend(work.attend, step)
         for op in work.ops:
-            step.values[op.out] = FUNCTIONS[type(op)](op, step, self._weights)
+            step.values[op.out] = self._floats.run(op, step)
         if work.append is not None:
-            append(work.append, step)
+            self._floats.append(work.append, step)
         if work.before is not None:
             self._give(work.before, chunk)
         for name in step.values.keys() - needed:
             del step.values[name]
 
     def _give(self, piece: Piece, chunk: Chunk) -> None:
-        """Codes of a piece's inputs, and what is outside of their ranges."""
+        """Codes of a piece's inputs, and what is outside of their ranges; padding is zeros."""
         for name in piece.inputs:
             activation = self._activations[name]
             x, factors = chunk.step.values[name], self._shadow.factors(name)
-            codes, chunk.found[name] = split(activation, x, factors)
-            pad = ((0, 0), (0, padded_width(codes.shape[1], self._weight_bits) - codes.shape[1]))
-            chunk.given[name] = np.pad(codes, pad, constant_values=activation.zero)
+            codes, chunk.found[name] = self._floats.split(activation, x, factors)
+            shape = self.rows, padded_width(codes.shape[1], self._weight_bits)
+            pad = [(0, whole - part) for whole, part in zip(shape, codes.shape, strict=True)]
+            padded = codes.shape != shape
+            chunk.given[name] = (
+                np.pad(codes, pad, constant_values=activation.zero) if padded else codes
+            )
 
     def _take(self, piece: Piece, chunk: Chunk) -> None:
         """Values of a piece's outputs, with outliers and biases."""
         for op in piece.ops:
             if op.out in piece.outputs:
-                values = self._activations[op.out].decode(chunk.made.pop(op.out))
-                if (factors := self._shadow.factors(op.out)) is not None:
-                    values *= factors
-                if op.out in chunk.restored:
-                    values += chunk.restored.pop(op.out)
-                if isinstance(op, Linear) and op.bias is not None:
-                    values += self._weights.dense(op.bias)
-                chunk.step.values[op.out] = values
+                chunk.step.values[op.out] = self._floats.join(
+                    self._activations[op.out],
+                    chunk.made.pop(op.out)[: chunk.step.count],
+                    self._shadow.factors(op.out),
+                    chunk.restored.pop(op.out, None),
+                    op.bias if isinstance(op, Linear) else None,
+                )
             if isinstance(op, Linear):
                 self.tally.npu += self.rows * math.prod(self._shape(op))
 
@@ -218,5 +224,5 @@ class HtpProgram:
 
     def _logits(self, step: Step) -> Values:
         for op in self._head:
-            step.values[op.out] = FUNCTIONS[type(op)](op, step, self._weights)
+            step.values[op.out] = self._floats.run(op, step)
         return step.values[self._bundle.graph.last.out]

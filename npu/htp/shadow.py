@@ -2,13 +2,15 @@
 
 y = W clip(x) + W (x - clip(x)) (llm.npu, section 3.3). The second term has as many multiply-adds as
 there are outliers, times the outputs. Its weights are columns of W: those of hot channels are kept
-in memory as the converter stored them, the others are read from the bundle's mapped weights.
+in memory as the converter stored them; others are read from the bundle's mapped weights when they
+are first needed, and kept as long as there is room for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +18,13 @@ from numpy.typing import NDArray
 from edge.bundle import Bundle
 from edge.errors import TruncatedBundle
 from edge.npu import Activation, Codes
+from edge.planes import TILE, StoredTensor, tile_count
 from edge.tensorfile import TensorFile
 
 Floats = NDArray[np.float32]
 
-# Weights multiplied at a time: 16 MB in float32.
-_BLOCK_VALUES = 1 << 22
+# Columns that are not hot are kept in so many bytes, a few MB a layer.
+COLD_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,22 @@ class Extracted:
     rows: NDArray[np.intp]
     channels: NDArray[np.intp]
     cut: Floats
+
+    @cached_property
+    def used(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The channels that have any, ascending, and which of these each outlier's is."""
+        return np.unique(self.channels, return_inverse=True)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a weight tensor: those at `places` of `values` [columns, out].
+
+    What is behind a column, up to a whole tile, may be read.
+    """
+
+    values: Floats
+    places: NDArray[np.intp]
 
 
 def split(
@@ -52,15 +71,94 @@ def split(
 _NONE = (np.empty(0, np.intp), np.empty(0, np.intp))
 
 
+def products(found: Extracted, columns: Columns, rows: int) -> Floats:
+    """W times what was cut off, float32 [rows, out], of the columns that `found` uses.
+
+    Rows and channels that have an outlier make one dense product: with the zeros in it, it is
+    several times faster in NumPy than summing a column for each outlier.
+    """
+    _, channel_places = found.used
+    used, row_places = np.unique(found.rows, return_inverse=True)
+    cut = np.zeros((len(used), len(columns.places)), np.float32)
+    cut[row_places, channel_places] = found.cut
+    made = np.zeros((rows, columns.values.shape[1]), np.float32)
+    made[used] = cut @ columns.values[columns.places]
+    return made
+
+
+class _Kept:
+    """Columns of one tensor that are in memory: the hot ones, then others as they were needed."""
+
+    def __init__(self, tensor: StoredTensor) -> None:
+        self.out, width = tensor.shape
+        self.places = np.full(width, -1, np.intp)
+        self._tensor = tensor
+        self._hot = self._count = 0
+        self._rows = np.zeros((0, tile_count(self.out) * TILE), np.float32)
+
+    @property
+    def values(self) -> Floats:
+        return self._rows[:, : self.out]
+
+    @property
+    def hot_bytes(self) -> int:
+        return self._hot * self._rows[:1].nbytes
+
+    @property
+    def cold_bytes(self) -> int:
+        return self._rows.nbytes - self.hot_bytes
+
+    def keep_hot(self, channels: NDArray[np.intp], columns: Floats) -> None:
+        """Keep columns for good; before any others."""
+        self._add(channels, columns)
+        self._hot = self._count
+
+    def missing(self, channels: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Those channels whose columns are not here."""
+        return channels[self.places[channels] < 0]
+
+    def read(self, channels: NDArray[np.intp]) -> None:
+        """Read columns from the bundle's mapped weights."""
+        self._add(channels, self._tensor.columns(channels))
+
+    def bytes_with(self, channels: NDArray[np.intp]) -> int:
+        """Bytes that columns take."""
+        return len(channels) * 4 * self._rows.shape[1]
+
+    def forget(self) -> None:
+        """Drop all but the hot ones."""
+        self.places[self.places >= self._hot] = -1
+        self._count = self._hot
+        self._rows = self._rows[: self._hot].copy()
+
+    def _add(self, channels: NDArray[np.intp], columns: Floats) -> None:
+        end = self._count + len(channels)
+        if end > len(self._rows):
+            grown = np.zeros((max(end, self._count * 3 // 2), self._rows.shape[1]), np.float32)
+            grown[: self._count] = self._rows[: self._count]
+            self._rows = grown
+        self._rows[self._count : end, : self.out] = columns
+        self.places[channels] = np.arange(self._count, end)
+        self._count = end
+
+
 class ShadowWeights:
-    """Columns of a bundle's weights, and factors of channels, as its shadow file has them."""
+    """Columns of a bundle's weights, and factors of channels, as its shadow file has them.
+
+    Columns that are not hot are kept in `cold_bytes`, or what one product needs; those of the
+    tensor that was used the longest ago are dropped first.
+    """
 
     def __init__(
-        self, bundle: Bundle, file: str | None, hot: Mapping[str, tuple[int, ...]]
+        self,
+        bundle: Bundle,
+        file: str | None,
+        hot: Mapping[str, tuple[int, ...]],
+        cold_bytes: int = COLD_BYTES,
     ) -> None:
         self._bundle = bundle
-        self._hot: dict[str, Floats] = {}
-        self._places: dict[str, NDArray[np.intp]] = {}
+        self._cold_bytes = cold_bytes
+        self._kept: dict[str, _Kept] = {}  # the one used last is at the end
         self._factors: dict[str, Floats] = {}
         if file is not None:
             self._read(TensorFile(bundle.folder / file, TruncatedBundle), hot)
@@ -72,52 +170,37 @@ class ShadowWeights:
             if part == "factors":
                 self._factors[tensor] = values
             else:
-                self._hot[tensor] = values
-                self._places[tensor] = _places(
-                    self._bundle.graph.tensor(tensor).shape[1], hot[tensor]
-                )
+                self._kept[tensor] = _Kept(self._bundle.tensor(tensor))
+                self._kept[tensor].keep_hot(np.array(hot[tensor], np.intp), values)
 
     @property
-    def byte_count(self) -> int:
-        """Bytes of outlier weights in memory."""
-        return sum(values.nbytes for values in self._hot.values())
+    def hot_bytes(self) -> int:
+        """Bytes of hot channels' weights in memory."""
+        return sum(kept.hot_bytes for kept in self._kept.values())
+
+    @property
+    def cold_bytes(self) -> int:
+        """Bytes of other channels' weights in memory."""
+        return sum(kept.cold_bytes for kept in self._kept.values())
 
     def factors(self, value: str) -> Floats | None:
         """What the NPU holds a value's channels divided by; None where they are as they are."""
         return self._factors.get(value)
 
-    def columns(self, tensor: str, channels: NDArray[np.intp]) -> Floats:
-        """Columns of a weight tensor as float32 [channels, out]."""
-        if tensor not in self._hot:
-            return self._bundle.tensor(tensor).columns(channels)
-        places = self._places[tensor][channels]
-        made = self._hot[tensor][places]
-        cold = places < 0
-        if cold.any():
-            made[cold] = self._bundle.tensor(tensor).columns(channels[cold])
-        return made
+    def columns(self, tensor: str, channels: NDArray[np.intp]) -> Columns:
+        """Columns of a weight tensor, one for each of the channels, which differ.
 
-    def restore(self, tensor: str, found: Extracted, out: Floats) -> int:
-        """Add W times what was cut off to `out` [rows, out]; returns the outliers' multiply-adds.
-
-        Rows and channels that have an outlier make one dense product: with the zeros in it, it is
-        several times faster than summing a column for each outlier.
+        They are valid up to the next call.
         """
-        rows, row_places = np.unique(found.rows, return_inverse=True)
-        used, places = np.unique(found.channels, return_inverse=True)
-        cut = np.zeros((len(rows), len(used)), np.float32)
-        cut[row_places, places] = found.cut
-        sums = np.zeros((len(rows), out.shape[1]), np.float32)
-        step = max(_BLOCK_VALUES // out.shape[1], 1)
-        for first in range(0, len(used), step):
-            block = slice(first, first + step)
-            sums += cut[:, block] @ self.columns(tensor, used[block])
-        out[rows] += sums
-        return len(found.cut) * out.shape[1]
+        kept = self._kept.pop(tensor, None) or _Kept(self._bundle.tensor(tensor))
+        self._kept[tensor] = kept
+        if len(missing := kept.missing(channels)):
+            self._make_room(kept.bytes_with(missing))
+            kept.read(kept.missing(channels))
+        return Columns(kept.values, kept.places[channels])
 
-
-def _places(width: int, hot: tuple[int, ...]) -> NDArray[np.intp]:
-    """Where each channel stands among the hot ones; -1 where it is none."""
-    places = np.full(width, -1, np.intp)
-    places[list(hot)] = np.arange(len(hot))
-    return places
+    def _make_room(self, byte_count: int) -> None:
+        for kept in self._kept.values():
+            if self.cold_bytes + byte_count <= self._cold_bytes:
+                return
+            kept.forget()

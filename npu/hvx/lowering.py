@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu.kernels import attention, elementwise, embedding, linear, rows
-from cpu.kernels.kernel import Kernel
+from cpu.kernels.kernel import Kernel, float_slot
 from edge.bundle import Bundle
 from edge.graph import Add, Attention, Embed, Gate, Int8, Linear, Norm, Op, Rope, Softcap, Take
 from edge.kvcache import CacheFormat
@@ -62,11 +62,6 @@ class Step:
     ends: list[int] = field(default_factory=list)
     body: int = 0
     logits: int = 0
-
-
-def float_slot(number: float) -> int:
-    """A float32 in the low half of a slot."""
-    return int(np.array([number, 0], np.float32).view(np.int64)[0])
 
 
 class Lowering:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cpu.calls import float_slot
 from cpu.kernels import attention
-from cpu.kernels.kernel import Kernel
+from cpu.kernels.kernel import Kernel, float_slot
 from edge.kvcache import CacheFormat, decode, encode, row_length
 from tests.cpu.calls import Case
 from tests.cpu.harness import call

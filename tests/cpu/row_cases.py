@@ -11,9 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.calls import float_slot
 from cpu.kernels import activations, argmax, elementwise, embedding, rows
-from cpu.kernels.kernel import Kernel
+from cpu.kernels.kernel import Kernel, float_slot
 from edge.formats import Format
 from edge.graph import GateFunction
 from edge.planes import STEP, TILE, StoredTensor, pack

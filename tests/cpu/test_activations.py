@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from cpu.calls import float_slot
 from cpu.kernels.activations import (
     LEAST,
     PEAK,
@@ -18,6 +17,7 @@ from cpu.kernels.activations import (
     quantize_kernel,
     quantize_rows,
 )
+from cpu.kernels.kernel import float_slot
 from cpu.kernels.rows import norm_kernel
 from tests.cpu.calls import Case, check, run
 from tests.cpu.harness import call, isa_of, loaded, quantized_rows, runnable

@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from cpu.kernels.attention import attention_kernel
+from cpu.kernels.attention import append_kernel, attention_kernel
 from edge.kvcache import CacheFormat
 from tests.cpu.attention_cases import SHAPES, Shape, attention_case
 from tests.cpu.calls import Call, Case, check, run
@@ -22,6 +22,18 @@ def test_every_shape_is_as_its_twin(target: str, form: CacheFormat) -> None:
         case, _ = attention_case(form, shape)
         check(case, run(functions, case))
         check(case, run(functions, case, walled=("keys", "values")))
+
+
+@pytest.mark.parametrize("form", get_args(CacheFormat))
+def test_keys_and_values_are_appended_alone(form: CacheFormat) -> None:
+    kernel = append_kernel(form)
+    functions = loaded(isa_of(runnable()[0]), [kernel])
+    for shape in SHAPES:
+        whole, (both,) = attention_case(form, shape)
+        slots = dict(zip(both.slots, whole.calls[0].slots, strict=True))
+        calls = [Call(kernel.name, tuple(slots[name] for name in kernel.slots))]
+        case = Case(whole.name, whole.buffers, calls, shape.threads, whole.expected)
+        check(case, run(functions, case))
 
 
 @pytest.mark.parametrize("form", get_args(CacheFormat))

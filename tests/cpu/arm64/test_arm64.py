@@ -23,6 +23,7 @@ from tests.cpu.arm64.emulator import ALL_FORMATS, PROCESSORS, Emulator
 from tests.cpu.attention_cases import SHAPES as ATTENTION_SHAPES
 from tests.cpu.attention_cases import attention_case
 from tests.cpu.calls import Case, save
+from tests.cpu.code_cases import code_cases
 from tests.cpu.harness import (
     ARM,
     FORMATS,
@@ -77,6 +78,7 @@ def cases_of(target: str) -> list[Case]:
         cases += [float_case(kernel, form, *shape) for shape in SHAPES]
     for cache_format in get_args(CacheFormat):
         cases += [attention_case(cache_format, shape)[0] for shape in ATTENTION_SHAPES]
+    cases += [case for case, _ in code_cases(threads=2)]
     return cases + row_cases(isa.lanes)
 
 

@@ -11,7 +11,8 @@ import pytest
 from converter.convert import convert
 from edge.bundle import Bundle
 from edge.npu import Activation, Outliers, spanning
-from npu.htp.shadow import ShadowWeights, split
+from edge.planes import StoredTensor
+from npu.htp.shadow import ShadowWeights, _Kept, products, split
 from tests.checkpoints import make_checkpoint
 
 RESTORED = Outliers(1.0, 0.0, 0, (), 1.0, True)
@@ -63,27 +64,48 @@ def test_restored_products_are_those_of_the_weights(bundle: Bundle, hot: tuple[i
     weights = bundle.tensor(name).dequantized()  # [out, in]
     shadow = ShadowWeights(bundle, None, {})
     if hot:
-        shadow._hot[name] = weights[:, hot].T
-        shadow._places[name] = np.full(172, -1)
-        shadow._places[name][list(hot)] = np.arange(len(hot))
+        shadow._kept[name] = _Kept(bundle.tensor(name))
+        shadow._kept[name].keep_hot(np.array(hot), weights[:, hot].T)
     x = values()
     _, found = split(activation(), x)
-    out = np.zeros((len(x), len(weights)), np.float32)
-    work = shadow.restore(name, found, out)
+    made = products(found, shadow.columns(name, found.used[0]), len(x))
     cut = np.zeros_like(x)
     cut[found.rows, found.channels] = found.cut
-    np.testing.assert_allclose(out, cut @ weights.T, atol=1e-3)
-    assert work == len(found.cut) * len(weights)
+    np.testing.assert_allclose(made, cut @ weights.T, atol=1e-3)
 
 
-def test_blocks_add_up(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, found = split(activation(), values())
-    shadow = ShadowWeights(bundle, None, {})
-    whole, parts = np.zeros((2, 7, 32), np.float32)
-    shadow.restore("layers.0.down", found, whole)
-    monkeypatch.setattr("npu.htp.shadow._BLOCK_VALUES", 32)
-    shadow.restore("layers.0.down", found, parts)
-    np.testing.assert_allclose(parts, whole, atol=1e-4)
+def test_columns_are_read_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    shadow, name = ShadowWeights(bundle, None, {}), "layers.0.down"
+    weights = bundle.tensor(name).dequantized()
+    shadow.columns(name, np.array([5, 80]))
+    read: list[int] = []
+    columns = StoredTensor.columns
+    monkeypatch.setattr(
+        StoredTensor, "columns", lambda self, index: read.extend(index) or columns(self, index)
+    )
+    found = shadow.columns(name, np.array([4, 80, 171]))
+    np.testing.assert_array_equal(found.values[found.places], weights[:, [4, 80, 171]].T)
+    assert read == [4, 171]
+
+
+@pytest.mark.parametrize("cold_bytes", [0, 3000, 5000])
+def test_what_was_used_last_stays(bundle: Bundle, cold_bytes: int) -> None:
+    """A column of 32 outputs takes a tile, 256 bytes."""
+    rng, names = np.random.default_rng(3), [f"layers.{layer}.down" for layer in range(2)]
+    hot = np.arange(10)
+    shadow = ShadowWeights(bundle, None, {}, cold_bytes)
+    weights = {name: bundle.tensor(name).dequantized() for name in names}
+    shadow._kept[names[0]] = _Kept(bundle.tensor(names[0]))
+    shadow._kept[names[0]].keep_hot(hot, weights[names[0]][:, hot].T)
+    for turn in range(40):
+        name = names[turn % 3 > 0]
+        channels = np.sort(rng.choice(172, 6, replace=False))
+        found = shadow.columns(name, channels)
+        np.testing.assert_array_equal(found.values[found.places], weights[name][:, channels].T)
+        assert shadow.cold_bytes <= max(cold_bytes * 3 // 2, 6 * 256)
+        assert len(shadow._kept[name].missing(channels)) == 0
+    assert shadow.hot_bytes == 10 * 256
+    assert len(shadow._kept[names[0]].missing(hot)) == 0
 
 
 def test_the_file_keeps_hot_columns(tmp_path: Path, bundle: Bundle) -> None:
@@ -100,9 +122,11 @@ def test_the_file_keeps_hot_columns(tmp_path: Path, bundle: Bundle) -> None:
     writer.close()
     shadow = ShadowWeights(bundle, path.name, {"layers.0.down": (4, 8)})
     path.unlink()
-    np.testing.assert_array_equal(shadow.columns("layers.0.down", np.array([8, 4])), columns[::-1])
-    cold = bundle.tensor("layers.0.down").dequantized()[:, 5]
-    np.testing.assert_allclose(shadow.columns("layers.0.down", np.array([5, 4]))[0], cold)
+    found = shadow.columns("layers.0.down", np.array([8, 5, 4]))
+    hot, cold, last = found.values[found.places]
+    np.testing.assert_array_equal([last, hot], columns)
+    np.testing.assert_allclose(cold, bundle.tensor("layers.0.down").dequantized()[:, 5])
     assert shadow.factors("layers.0.gated") is not None
     assert shadow.factors("layers.0.attended") is None
-    assert shadow.byte_count == 2 * 32 * 4
+    assert shadow.hot_bytes == 2 * 64 * 4
+    assert shadow.cold_bytes == 64 * 4

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cpu.kernels.kernel import Kernel
+from cpu.kernels.kernel import Kernel, float_slot
 from edge.formats import Format
 from edge.planes import TILE, Quantized, pack, tile_count
 from npu.hvx import build, emulator, gemv, inner, tables
@@ -83,10 +83,6 @@ class Product:
     wanted: NDArray[np.int32]
     numbers: NDArray[np.float32]
     near: NDArray[np.float32]
-
-
-def float_slot(number: float) -> int:
-    return int(np.array([number, 0], np.float32).view(np.int64)[0])
 
 
 def prepare(device: Device, x: NDArray[np.float32], group: int, bits: int) -> dict[str, int]:

@@ -1,0 +1,98 @@
+"""The CPU's part of a prefill: float ops, what an NPU is given and makes, and outliers' products.
+
+`NumpyFloats` is the twin of `native.NativeFloats`, and runs where there is no machine code.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edge.bundle import Bundle
+from edge.graph import Attention, Op
+from edge.npu import Activation, Codes
+from edge.reference import FUNCTIONS, Step, Values, WeightCache, append, attend
+from npu.htp.shadow import Columns, Extracted, products, split
+
+
+class Floats(Protocol):
+    """What a prefill has the CPU do. Values are float32 [rows, width]."""
+
+    @property
+    def place(self) -> str:
+        """What runs it, in words."""
+        ...
+
+    def run(self, op: Op, step: Step) -> Values:
+        """The value of an op other than attention."""
+        ...
+
+    def append(self, op: Attention, step: Step) -> None:
+        """Put the step's keys and values into the cache."""
+        ...
+
+    def attend(self, op: Attention, step: Step) -> Values:
+        """Attention to what the cache holds, where the step's own keys and values are already."""
+        ...
+
+    def split(
+        self, activation: Activation, x: Values, factors: Values | None
+    ) -> tuple[Codes, Extracted]:
+        """Codes of x for the NPU, clipped, and what was cut off; see `shadow.split`."""
+        ...
+
+    def join(
+        self,
+        activation: Activation,
+        codes: Codes,
+        factors: Values | None,
+        added: Values | None,
+        bias: str | None,
+    ) -> Values:
+        """Values of what the NPU made, times the channels' factors, plus `added`, plus a bias."""
+        ...
+
+    def products(self, found: Extracted, columns: Columns, rows: int) -> Values:
+        """What outliers add to `rows` rows of a projection; see `shadow.products`."""
+        ...
+
+
+class NumpyFloats:
+    """See `Floats`. `reason` is why no machine code does it."""
+
+    def __init__(self, bundle: Bundle, reason: str) -> None:
+        self.place = f"NumPy ({reason})"
+        self._weights = WeightCache(bundle)
+
+    def run(self, op: Op, step: Step) -> Values:
+        return FUNCTIONS[type(op)](op, step, self._weights)
+
+    def append(self, op: Attention, step: Step) -> None:
+        append(op, step)
+
+    def attend(self, op: Attention, step: Step) -> Values:
+        return attend(op, step)
+
+    def split(
+        self, activation: Activation, x: Values, factors: Values | None
+    ) -> tuple[Codes, Extracted]:
+        return split(activation, x, factors)
+
+    def join(
+        self,
+        activation: Activation,
+        codes: Codes,
+        factors: Values | None,
+        added: Values | None,
+        bias: str | None,
+    ) -> Values:
+        values = activation.decode(codes)
+        if factors is not None:
+            values *= factors
+        if added is not None:
+            values += added
+        if bias is not None:
+            values += self._weights.dense(bias)
+        return values
+
+    def products(self, found: Extracted, columns: Columns, rows: int) -> Values:
+        return products(found, columns, rows)
