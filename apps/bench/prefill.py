@@ -4,7 +4,7 @@
 
 The bundle's NPU program runs one prompt in turns: out of order, then the same jobs in order, with
 one thread in the NPU's place (ONNX Runtime, for npu:ort) and one for the CPU's work (norms,
-attention, outliers, in NumPy). Both give the same logits, which is checked. Beside them, the
+attention, outliers). Both give the same logits, which is checked. Beside them, the
 bundle's own CPU program runs the prompt on one thread and on all, with the weights of decode. Every
 figure is measured, a median over the rounds.
 
