@@ -83,12 +83,27 @@ class Walk:
         self._tensors = tensors
         self._values: list[dict[str, Values]] = [{} for _ in samples]
         self._last_use = {name: i for i, op in enumerate(graph.ops()) for name in op.inputs()}
+        self._ran = 0
 
     def __iter__(self) -> Iterator[Op]:
-        for index, op in enumerate(self.graph.ops()):
+        for op in list(self.graph.ops())[self._ran :]:
             yield op
             self._run(op)
-            self._drop(index, op)
+            self._drop(self._ran, op)
+            self._ran += 1
+
+    def fork(self, tensors: Tensors) -> Walk:
+        """Another walk from the op that this one is at, on the same values, with other weights."""
+        other = Walk(self.graph, tensors, self.samples)
+        other._values = [dict(values) for values in self._values]
+        other._ran = self._ran
+        return other
+
+    def finish(self) -> Values:
+        """Run what is left; returns the logits over all samples, [tokens, vocabulary]."""
+        for _ in self:
+            pass
+        return self.value(self.graph.last.out)
 
     def value(self, name: str) -> Values:
         """A value over all samples, [tokens, width]."""

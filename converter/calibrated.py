@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from converter.calibrate import FloatTensors, Walk
 from converter.plan import PlannedTensor
 from converter.quantize.gptq import Curvature, Effort, Matrix, quantize
-from converter.quantize.grid import Floats, Grid
-from converter.quantize.rtn import fit_tensor_scale, quantize_rows
+from converter.quantize.grid import Floats, Grid, fit_threshold
+from converter.quantize.rtn import quantize_rows
 from converter.samples import WANTED, Samples, Wanted
 from converter.watch import Watcher
 from converter.weights import Weights
@@ -95,7 +95,7 @@ def encode_calibrated(task: Task, output: Output, watcher: Watcher) -> None:
     """
     head = head_of(task.graph)
     worker = _Worker(task, output, watcher)
-    if _is_embedding(task.graph, head.weight) and worker.due(head.weight):
+    if is_embedding(task.graph, head.weight) and worker.due(head.weight):
         worker.encode_tied(head)
     exact = Walk(task.graph, FloatTensors(task.weights), task.samples.sequences)
     made = Walk(task.graph, _Written(output), task.samples.sequences)
@@ -112,7 +112,8 @@ def head_of(graph: Graph) -> Linear:
     return [op for op in graph.subgraphs[-1].ops if isinstance(op, Linear)][-1]
 
 
-def _is_embedding(graph: Graph, name: str) -> bool:
+def is_embedding(graph: Graph, name: str) -> bool:
+    """Whether rows of a tensor are looked up."""
     return any(isinstance(op, Embed) and op.table == name for op in graph.ops())
 
 
@@ -230,7 +231,7 @@ class _Worker:
     def _tensor_scale(self, name: str, form: Format) -> float | None:
         if form.granularity != "tensor":
             return None
-        return fit_tensor_scale(lambda: (rows for _, rows in self._task.weights.blocks(name)))
+        return fit_threshold(rows for _, rows in self._task.weights.blocks(name))
 
     def _remember(self, name: str, error: float) -> None:
         layer, _, short = name.rpartition(".")

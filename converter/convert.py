@@ -144,7 +144,9 @@ def _mixed(job: Job, size: str, watcher: Watcher) -> Job:
     record, tokenizer = read_tokenizer(job.checkpoint)
     text = job.quality.text
     samples = choose_samples(job.model, job.weights, record.bos_id, tokenizer, text, PROBE)
-    found = measure(job.model.graph, job.weights, job.plan, samples, watcher)
+    method = job.quality.method
+    effort = None if method is None else method.effort
+    found = measure(job.weights, job.plan, samples, effort, watcher)
     return replace(job, plan=mix(job.plan, found, budget))
 
 

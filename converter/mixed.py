@@ -1,78 +1,75 @@
 """Mixed precision measured on the model: how much each tensor's rounding changes what it predicts.
 
-One tensor at a time is rounded, all others stay float, and the KL divergence of the predictions is
-taken: at 2, 3 and 4 bits. At 8 it goes with the square of the weights' error, as it does where
-errors are small; at 2 it does not.
+One tensor at a time is quantized to every width, as it will be, all others stay float, and the KL
+divergence of the predictions is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converter.calibrate import FloatTensors, Walk
+from converter.calibrated import head_of, is_embedding
 from converter.plan import Plan, PlannedTensor
 from converter.quantize.allocate import Choice, allocate
+from converter.quantize.gptq import Curvature, Effort, quantize
 from converter.quantize.grid import Floats
 from converter.quantize.rtn import quantize_rows
 from converter.samples import Samples
 from converter.watch import Watcher
 from converter.weights import Weights
 from edge.errors import UsageError
-from edge.formats import Format
-from edge.graph import Graph
+from edge.formats import INTEGER_BITS, Format
+from edge.graph import Embed, Linear, Op
 from edge.planes import dequantize
-
-PROBED_BITS = (2, 3, 4)
-SMALL_BITS = 8
-
-# Rows that an error is estimated on.
-_ROWS = 4096
+from edge.reference import Values
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """KL divergence, in nats a token, from rounding one tensor, by its width in bits."""
+    """KL divergence, in nats a token, from quantizing one tensor, by its width in bits."""
 
     tensor: PlannedTensor
     kl: Mapping[int, float]
 
 
 def measure(
-    graph: Graph, weights: Weights, plan: Plan, samples: Samples, watcher: Watcher
+    weights: Weights, plan: Plan, samples: Samples, effort: Effort | None, watcher: Watcher
 ) -> list[Sensitivity]:
-    """Measure every tensor of the plan whose width is open, in three runs of the samples each."""
-    tensors = FloatTensors(weights)
-    exact = _log_probs(graph, tensors, samples)
+    """Measure every tensor of the plan whose width is open, by GPTQ or, without `effort`, rounding.
 
-    def divergence(name: str, form: Format, values: Floats) -> float:
-        tensors.replace(name, _rounded(form, values))
-        made = _log_probs(graph, tensors, samples)
-        tensors.forget(name)
-        watcher.advance(1)
-        return max(float((np.exp(exact) * (exact - made)).sum(axis=1).mean()), 0.0)
-
-    free = [p for p in plan.tensors if may_change(p)]
-    watcher.start("sensitivity", len(PROBED_BITS) * len(free), "runs")
+    A walk of the samples through the float model stops at each tensor, and goes on to the end with
+    each of its quantized forms. Raises MissingDependency without Numba, where there is effort.
+    """
+    graph, tensors = weights.model.graph, FloatTensors(weights)
+    exact = _log_probs(Walk(graph, tensors, samples.sequences).finish())
+    free = {p.tensor.name: p for p in plan.tensors if may_change(p)}
+    watcher.start("sensitivity", len(INTEGER_BITS) * len(free), "runs")
+    tied = head_of(graph).weight
     found = []
-    for planned in free:
-        name, form = planned.tensor.name, planned.form
-        values = tensors.dense(name)
-        kl = {bits: divergence(name, at_bits(form, bits), values) for bits in PROBED_BITS}
-        last = max(PROBED_BITS)
-        part = values[:_ROWS]
-        errors = [_error(at_bits(form, bits), part) for bits in (SMALL_BITS, last)]
-        kl[SMALL_BITS] = kl[last] * (errors[0] / (errors[1] or 1.0)) ** 2
-        found.append(Sensitivity(planned, kl))
+    for op in (walk := Walk(graph, tensors, samples.sequences)):
+        for name in op.weights():
+            if name not in free or (isinstance(op, Embed) and name == tied):
+                continue
+            planned, kl = free.pop(name), dict[int, float]()
+            for bits, values in _widths(planned.form, tensors.dense(name), walk, op, effort):
+                tensors.replace(name, values)
+                whole = is_embedding(graph, name)  # then what has run has to run again
+                rest = Walk(graph, tensors, samples.sequences) if whole else walk.fork(tensors)
+                kl[bits] = _divergence(exact, _log_probs(rest.finish()))
+                tensors.forget(name)
+                watcher.advance(1)
+            found.append(Sensitivity(planned, kl))
     return found
 
 
 def require_room(plan: Plan, budget: int) -> None:
     """Raises UsageError where even the smallest formats take more than a budget of bytes."""
-    smallest = min((*PROBED_BITS, SMALL_BITS))
+    smallest = min(INTEGER_BITS)
     least = sum(
         (replace(p, form=at_bits(p.form, smallest)) if may_change(p) else p).byte_count
         for p in plan.tensors
@@ -82,6 +79,23 @@ def require_room(plan: Plan, budget: int) -> None:
             f"a size of {budget} bytes for all weights, the smallest formats take {least}",
             "ask for a larger size, or larger groups",
         )
+
+
+def _widths(
+    form: Format, rows: Floats, walk: Walk, op: Op, effort: Effort | None
+) -> Iterator[tuple[int, Floats]]:
+    """What a tensor becomes at every width, for the inputs that it has in the float model."""
+    curvature = None
+    if isinstance(op, Linear) and effort is not None:
+        x = walk.value(op.x).astype(np.float64)
+        curvature = Curvature(x.T @ x / len(x), effort)
+    for bits in INTEGER_BITS:
+        wide = at_bits(form, bits)
+        if curvature is None:
+            yield bits, dequantize(wide, quantize_rows(wide, rows))
+        else:
+            grid, codes = quantize(wide, rows, curvature)
+            yield bits, grid.decode(codes)
 
 
 def mix(plan: Plan, found: list[Sensitivity], budget: int) -> Plan:
@@ -118,19 +132,12 @@ def _choices(each: Sensitivity) -> list[Choice]:
     ]
 
 
-def _error(form: Format, rows: Floats) -> float:
-    return float(np.linalg.norm(_rounded(form, rows) - rows))
+def _divergence(exact: NDArray[np.float64], made: NDArray[np.float64]) -> float:
+    return max(float((np.exp(exact) * (exact - made)).sum(axis=1).mean()), 0.0)
 
 
-def _rounded(form: Format, rows: Floats) -> Floats:
-    return dequantize(form, quantize_rows(form, rows))
-
-
-def _log_probs(graph: Graph, tensors: FloatTensors, samples: Samples) -> NDArray[np.float64]:
-    walk = Walk(graph, tensors, samples.sequences)
-    for op in walk:
-        last = op.out
-    logits = walk.value(last).astype(np.float64)
+def _log_probs(values: Values) -> NDArray[np.float64]:
+    logits = values.astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return logits

@@ -71,10 +71,7 @@ class Exact:
 
 def run_all(graph: Graph, tensors: Tensors, samples: Samples) -> Values:
     """Logits of the reference interpreter, [tokens of all sequences, vocabulary]."""
-    walk = Walk(graph, tensors, samples.sequences)
-    for op in walk:
-        last = op.out
-    return walk.value(last)
+    return Walk(graph, tensors, samples.sequences).finish()
 
 
 def each(logits: Callable[[Tokens], Values], sequences: Sequence[Tokens]) -> Values:

@@ -5,7 +5,7 @@ Weights are laid out as [rows, groups, size], the last group of a row filled wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,10 @@ Floats = NDArray[np.float32]
 # Ranges tried, as shares of the group's own. Under a third nothing was ever best; over 1 the
 # largest weight falls between the last two codes.
 SHARES = np.linspace(0.35, 1.1, 26, dtype=np.float32)
+
+# Of a float32's 31 bits of magnitude, those under the exponent and 8 bits of the fraction.
+_LOW_BITS = 15
+_BINS = 1 << (31 - _LOW_BITS)
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,12 @@ def search_grid(form: Format, rows: Floats, energy: NDArray[np.floating]) -> Gri
 
     Every group picks its own among ranges of `SHARES` of its own range: for symmetric formats on
     either side of 0 (the code range is one step longer on one), for asymmetric ones with every
-    zero. For formats with a scale a group or a channel.
+    zero; ternary ones the threshold. For formats with a scale a group or a channel.
     """
     grouped = group(form, rows)  # [rows, groups, size]
     weights = group(form, np.asarray(energy, np.float32)[None])
+    if form.kind == "ternary":
+        return Grid(form, *_ternary(form, grouped, weights))
     least = np.full(grouped.shape[:2], np.inf, np.float32)
     scales, zeros = np.zeros_like(least), np.full_like(least, form.zero)
     for found, zero in _candidates(form, grouped):
@@ -114,11 +120,44 @@ def _candidates(form: Format, grouped: Floats) -> Iterator[tuple[Floats, float]]
             for zero in _zeros(form):
                 yield stored_scales(form, share * spread), zero
         return
-    step = peak / np.float32(max(form.zero, 1))
-    signs = (1,) if form.kind == "ternary" else (1, -1)
+    step = peak / np.float32(form.zero)
     for share in SHARES:
-        for sign in signs:
+        for sign in (1, -1):
             yield stored_scales(form, sign * share * step), float(form.zero)
+
+
+def _ternary(form: Format, grouped: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Scales and zeros of the thresholds of least error, each group's found exactly.
+
+    Whatever a group's scale, what is kept is what is largest; with the k largest kept, the best
+    scale is their weighted mean, and takes (sum h w)^2 / sum h off the error. So every k is tried.
+    """
+    magnitudes = np.abs(grouped)
+    order = np.argsort(-magnitudes, axis=2, kind="stable")
+    magnitudes = np.take_along_axis(magnitudes, order, axis=2)
+    shares = np.take_along_axis(np.broadcast_to(weights, grouped.shape), order, axis=2)
+    total = np.cumsum(shares, axis=2, dtype=np.float64)
+    total = np.maximum(total, np.finfo(np.float32).tiny)  # inputs that are always 0
+    kept = np.cumsum(shares * magnitudes, axis=2, dtype=np.float64)
+    best = np.argmax(kept * kept / total, axis=2)[:, :, None]
+    scales = np.take_along_axis(kept / total, best, axis=2)[:, :, 0]
+    return stored_scales(form, scales), np.full(scales.shape, form.zero, np.float32)
+
+
+def fit_threshold(blocks: Iterable[Floats]) -> float:
+    """The one ternary scale of a tensor, given as blocks of rows, whose threshold errs least.
+
+    As for groups, over a histogram of the magnitudes whose bins are 1/256 wide.
+    """
+    counts, sums = (np.zeros(_BINS) for _ in range(2))
+    for block in blocks:
+        magnitudes = np.abs(np.asarray(block, np.float32)).reshape(-1)
+        bins = magnitudes.view(np.uint32) >> _LOW_BITS  # floats are in the order of their bits
+        counts += np.bincount(bins, minlength=_BINS)
+        sums += np.bincount(bins, magnitudes, minlength=_BINS)
+    total, kept = np.cumsum(counts[::-1]), np.cumsum(sums[::-1])
+    scales = kept / np.maximum(total, 1)
+    return float(scales[np.argmax(kept * scales)]) or 1e-5
 
 
 def _zeros(form: Format) -> range:

@@ -32,10 +32,7 @@ def weights_of(name: str, folder: Path) -> Weights:
 
 
 def logits_of(weights: Weights) -> Values:
-    walk = Walk(weights.model.graph, FloatTensors(weights), [token_ids()])
-    for op in walk:
-        last = op.out
-    return walk.value(last)
+    return Walk(weights.model.graph, FloatTensors(weights), [token_ids()]).finish()
 
 
 @pytest.mark.parametrize("name", FOLDABLE.split())
