@@ -46,11 +46,14 @@ class Method:
     that. All of it would fit the samples too closely. (stories260k at w2g32, KL at shares of 0,
     0.25, 0.5 and 0.75: 1.65, 1.14, 1.04 and 1.03 with 8192 tokens, 2.31, 2.30, 2.49 and 2.87 with
     256.)
+
+    `scaled` folds activation-aware scales in first (`converter.scaling`).
     """
 
     effort: Effort = field(default_factory=Effort)
     correction: float = 0.8
     samples: Wanted = WANTED
+    scaled: bool = False
 
 
 class Output(Protocol):

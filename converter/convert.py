@@ -131,6 +131,7 @@ def prepare(
     if rotated:
         weights = rotate(weights)
     plan, notes = plan_source(weights, formats)
+    scaled = scaled or (quality.method is not None and quality.method.scaled)
     job = Job(
         checkpoint, weights.model, plan, chunk, parsed, npu, notes, quality, weights.folds, scaled
     )

@@ -15,7 +15,7 @@ from edge.errors import UsageError
 METHODS = {
     "fast": None,
     "good": Method(),
-    "best": Method(Effort(rounds=12, sweeps=6), samples=Wanted(count=32768)),
+    "best": Method(Effort(rounds=12, sweeps=6), samples=Wanted(count=32768), scaled=True),
 }
 
 

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from apps.accuracy.measure import Exact, Row, each, held_out
-from apps.accuracy.peers import Peers
+from apps.accuracy.peers import Peers, find_importance
 from apps.accuracy.plot import draw
 from apps.bench.peer import PYTHON_VARIABLE
 from apps.output import print_json, print_table
 from apps.progress import Bar
 from converter.convert import Job, convert, prepare
 from converter.plan import Formats
-from converter.samples import MOST_DRAWN, Samples, read_text
+from converter.samples import MOST_DRAWN, Samples, choose_samples, read_text
 from converter.sources.tokenizer import read_tokenizer
 from converter.watch import Watcher
 from edge.disk import write_text
@@ -27,6 +27,8 @@ from edge.model import load
 DEFAULT_FORMATS = "w8g64,w4g32,w3g32,w2g32"
 DEFAULT_LENGTH = 256
 DEFAULT_TOKENS = 4096
+
+AWQ, ROTATE = "awq", "rotate"
 
 _HEAD = ("format", "method", "target", "bytes", "bits", "KL", "same top token", "perplexity")
 
@@ -40,13 +42,22 @@ class Entry:
     head: str | None
     size: str | None
     quality: str
+    folds: tuple[str, ...] = ()
 
     @staticmethod
-    def parse(name: str, quality: str) -> Entry:
-        """From WEIGHTS[/HEAD][@SIZE]."""
+    def parse(name: str, method: str) -> Entry:
+        """From WEIGHTS[/HEAD][@SIZE] and QUALITY[+awq][+rotate]. Raises UsageError."""
         form, _, size = name.partition("@")
         weights, _, head = form.partition("/")
-        return Entry(name, weights, head or None, size or None, quality)
+        quality, *folds = method.split("+")
+        if unknown := set(folds) - {AWQ, ROTATE}:
+            raise UsageError(f"method {method!r}: {min(unknown)}", f"use +{AWQ} or +{ROTATE}")
+        return Entry(name, weights, head or None, size or None, quality, tuple(folds))
+
+    @property
+    def method(self) -> str:
+        """The quality with what is folded in."""
+        return "+".join((self.quality, *self.folds))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"formats, each WEIGHTS[/HEAD][@SIZE] as w4g32@5bpw ({DEFAULT_FORMATS})",
     )
     group.add_argument(
-        "--qualities", default="fast,good", metavar="LIST", help="methods (fast,good)"
+        "--qualities",
+        default="fast,good",
+        metavar="LIST",
+        help=f"methods, each QUALITY[+{AWQ}][+{ROTATE}] (fast,good)",
     )
     group.add_argument("--targets", default="ref", metavar="LIST", help="targets (ref)")
     group.add_argument(
@@ -93,6 +107,7 @@ def run_table(args: argparse.Namespace) -> int:
                 job.model,
                 str(job.checkpoint.config["model_type"]),
                 args.peer_python or os.environ.get(PYTHON_VARIABLE),
+                find_importance(job.model, job.weights, _calibration(job)),
             )
             rows += peers.rows(args.peer_formats.split(","), exact, bar)
     bar.finish()
@@ -100,6 +115,12 @@ def run_table(args: argparse.Namespace) -> int:
         write_text(args.plot, draw(rows, f"{job.checkpoint.name}: KL against float"))
     _print(args, rows, samples)
     return 0
+
+
+def _calibration(job: Job) -> Samples:
+    """What our own conversions calibrate on."""
+    record, tokenizer = read_tokenizer(job.checkpoint)
+    return choose_samples(job.model, job.weights, record.bos_id, tokenizer)
 
 
 def _samples(job: Job, text: Path | None, count: int) -> Samples:
@@ -136,6 +157,8 @@ def _ours(
             head=entry.head,
             quality=entry.quality,
             size=entry.size,
+            scaled=AWQ in entry.folds,
+            rotated=ROTATE in entry.folds,
             overwrite=True,
         )
         for target in args.targets.split(","):
@@ -149,7 +172,7 @@ def _row(entry: Entry, path: Path, target: str, exact: Exact) -> Row:
     stored = sum(bundle.byte_count(tensor.name) for tensor in bundle.graph.tensors)
     score = exact.score(each(model.logits, exact.samples.sequences))
     bits = 8 * stored / bundle.graph.parameter_count
-    method = "self-noise" if entry.weights == "f32" else entry.quality
+    method = "self-noise" if entry.weights == "f32" else entry.method
     return Row(entry.name, method, str(model.program.target), stored, bits, score)
 
 

@@ -1,14 +1,15 @@
 """llama.cpp's formats on the same checkpoint: its files' weights in our float interpreter.
 
 llama.cpp quantizes, the gguf package decodes, and the reference interpreter runs what comes out. So
-both sides' activations are exact, and what is compared is the weights alone.
+both sides' activations are exact, and what is compared is the weights alone. llama.cpp gets an
+importance matrix of the samples that our own conversions calibrate on.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +28,14 @@ from apps.bench.gguf_file import (
 from apps.bench.llamacpp_side import FILE_TYPES
 from apps.bench.peer import start_side
 from apps.bench.process import Child
+from converter.calibrate import FloatTensors, Walk
 from converter.models.builder import Model
+from converter.samples import Samples
 from converter.watch import Watcher
+from converter.weights import Weights
 from edge.errors import LutraError, MissingDependency, UnknownFormat
 from edge.formats import F32
+from edge.graph import Linear
 from edge.planes import StoredTensor
 from edge.reference import Values
 
@@ -83,6 +88,7 @@ class Peers:
     model: Model
     model_type: str
     python: str | None
+    importance: Mapping[str, list[float]]
 
     def rows(self, forms: Sequence[str], exact: Exact, watcher: Watcher) -> Iterator[Row]:
         """A row for each format; one that llama.cpp refuses is noted and left out.
@@ -106,7 +112,7 @@ class Peers:
                 path = self.folder / f"peer-{form}.gguf"
                 if self.python is not None and form in FILE_TYPES:
                     side = side or stack.enter_context(start_side(self.python))
-                    if not _quantize(side, base, path, form, watcher):
+                    if not self._quantize(side, base, path, form, watcher):
                         continue
                 else:
                     write_gguf(self.source, path, form)
@@ -121,14 +127,31 @@ class Peers:
         bits = 8 * summary.tensor_bytes / self.model.graph.parameter_count
         return Row(f"llama.cpp {form}", parts, "ref", summary.tensor_bytes, bits, score, peer=True)
 
+    def _quantize(self, side: Child, base: Path, path: Path, form: str, watcher: Watcher) -> bool:
+        """Let llama.cpp make a file in its own mixture of formats; False where it refuses."""
+        try:
+            side.ask(
+                "quantize",
+                source=str(base),
+                out=str(path),
+                form=form,
+                threads=2,
+                pure=False,
+                importance=dict(self.importance),
+            )
+        except MissingDependency:
+            raise
+        except LutraError as error:
+            watcher.note(f"llama.cpp makes no {form} of this model: {error.what}")
+            return False
+        return True
 
-def _quantize(side: Child, base: Path, path: Path, form: str, watcher: Watcher) -> bool:
-    """Let llama.cpp make a file in its own mixture of formats; False where it refuses."""
-    try:
-        side.ask("quantize", source=str(base), out=str(path), form=form, threads=2, pure=False)
-    except MissingDependency:
-        raise
-    except LutraError as error:
-        watcher.note(f"llama.cpp makes no {form} of this model: {error.what}")
-        return False
-    return True
+
+def find_importance(model: Model, weights: Weights, samples: Samples) -> dict[str, list[float]]:
+    """Mean square of every input of every projection, under llama.cpp's names."""
+    found = {}
+    for op in (walk := Walk(model.graph, FloatTensors(weights), samples.sequences)):
+        if isinstance(op, Linear):
+            squares = np.square(walk.value(op.x), dtype=np.float64).mean(axis=0)
+            found[gguf_name(op.weight)] = squares.tolist()
+    return found

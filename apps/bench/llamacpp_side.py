@@ -14,7 +14,7 @@ from typing import Any
 
 from apps.bench.worker import Answer, Refusal, peak_rss_bytes
 
-# llama.cpp's enum llama_ftype, of the formats that it makes without an importance matrix.
+# llama.cpp's enum llama_ftype. It makes those under 3 bits with an importance matrix alone.
 FILE_TYPES = {
     "Q4_0": 2,
     "Q4_1": 3,
@@ -26,10 +26,14 @@ FILE_TYPES = {
     "Q4_K_M": 15,
     "Q5_K_M": 17,
     "Q6_K": 18,
+    "IQ2_XXS": 19,
+    "IQ2_XS": 20,
+    "Q2_K_S": 21,
     "IQ3_XXS": 23,
     "IQ4_NL": 25,
     "IQ3_S": 26,
     "IQ2_S": 28,
+    "IQ2_M": 29,
     "IQ4_XS": 30,
     "TQ1_0": 36,
     "TQ2_0": 37,
@@ -88,17 +92,39 @@ class LlamaCppSide:
             "system_info": self.lib.llama_print_system_info().decode().strip(" |"),
         }
 
-    def quantize(self, source: str, out: str, form: str, threads: int, pure: bool = True) -> Answer:
-        """Quantize a GGUF file, every matrix to the one format unless not `pure`."""
+    def quantize(
+        self,
+        source: str,
+        out: str,
+        form: str,
+        threads: int,
+        pure: bool = True,
+        importance: Mapping[str, list[float]] | None = None,
+    ) -> Answer:
+        """Quantize a GGUF file, every matrix to the one format unless not `pure`.
+
+        `importance` is the mean square of every input of a matrix, by the matrix's name there.
+        """
         parameters = self.lib.llama_model_quantize_default_params()
         parameters.ftype = FILE_TYPES[form]
         parameters.pure = pure
         parameters.nthread = threads
         parameters.max_buf_size = _QUANTIZE_BYTES
+        if importance:
+            parameters.imatrix = self._imatrix(importance)
         paths = source.encode(), out.encode()
         if self.lib.llama_model_quantize(*paths, ctypes.byref(parameters)):
             raise self._failed(f"llama.cpp cannot quantize {source} to {form}")
         return {}
+
+    def _imatrix(self, importance: Mapping[str, list[float]]) -> Any:
+        """The array that llama.cpp takes; an entry without a name ends it."""
+        kind = self.lib.llama_model_imatrix_data
+        made = (kind * (len(importance) + 1))()
+        for entry, (name, values) in zip(made, importance.items(), strict=False):
+            entry.name, entry.size = name.encode(), len(values)
+            entry.data = (ctypes.c_float * len(values))(*values)
+        return made
 
     def load(self, path: str, threads: int, context: int, flash_attention: str) -> Answer:
         """Load a GGUF file with llama.cpp's own defaults but for what is given."""

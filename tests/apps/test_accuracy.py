@@ -9,10 +9,16 @@ import pytest
 
 from apps.accuracy.command import Entry, lead
 from apps.accuracy.measure import Row, Score
-from apps.accuracy.peers import restore
+from apps.accuracy.peers import find_importance, restore
 from apps.accuracy.plot import Axis, draw
 from apps.bench.gguf_file import interleave
 from apps.cli import main
+from converter.calibrate import FloatTensors, Walk
+from converter.convert import prepare
+from converter.plan import Formats
+from converter.samples import Samples
+from edge.errors import UsageError
+from tests.checkpoints import make_checkpoint
 
 
 def row(name: str, size: int, kl: float, peer: bool = False) -> Row:
@@ -38,6 +44,25 @@ def test_forms_are_read_from_their_names() -> None:
     assert Entry.parse("w4g32", "good") == Entry("w4g32", "w4g32", None, None, "good")
     mixed = Entry.parse("w4g32/w8gc@5.5bpw", "best")
     assert mixed == Entry("w4g32/w8gc@5.5bpw", "w4g32", "w8gc", "5.5bpw", "best")
+
+
+def test_methods_are_qualities_with_folds() -> None:
+    entry = Entry.parse("w4g32", "good+awq+rotate")
+    assert (entry.quality, entry.folds) == ("good", ("awq", "rotate"))
+    assert entry.method == "good+awq+rotate"
+    with pytest.raises(UsageError, match="magic"):
+        Entry.parse("w4g32", "good+magic")
+
+
+def test_importance_is_the_mean_square_of_inputs(tmp_path: Path) -> None:
+    job = prepare(make_checkpoint(tmp_path / "tiny"), Formats.parse("f32"))
+    samples = Samples((np.arange(3, 40, dtype=np.int32),), "")
+    found = find_importance(job.model, job.weights, samples)
+    assert len(found) == 7 * 2 + 1
+    for op in (walk := Walk(job.model.graph, FloatTensors(job.weights), samples.sequences)):
+        if op.out == "layers.1.down":
+            expected = (walk.value("layers.1.gated") ** 2).mean(axis=0)
+    assert found["blk.1.ffn_down.weight"] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 def test_the_plot_has_a_point_for_every_row_that_diverges() -> None:

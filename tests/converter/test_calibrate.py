@@ -58,3 +58,17 @@ def test_weights_replaced_before_an_op_runs_are_used_by_it(checkpoint: Path) -> 
             assert not walk.value(op.value).any()
             tensors.forget("layers.0.v")
     assert tensors.dense("layers.0.v").any()
+
+
+def test_a_fork_goes_on_alone(checkpoint: Path) -> None:
+    """From the op that a walk is at, with other weights; the walk itself is as it was."""
+    walk, tensors = start(checkpoint)
+    exact = start(checkpoint)[0].finish()
+    for op in walk:
+        if isinstance(op, Linear) and op.weight == "layers.1.down":
+            assert walk.fork(tensors).finish() == pytest.approx(exact, abs=1e-6)
+            tensors.replace(op.weight, np.zeros_like(tensors.dense(op.weight)))
+            assert np.abs(walk.fork(tensors).finish() - exact).max() > 0.01
+            tensors.forget(op.weight)
+        last = op.out
+    assert walk.value(last) == pytest.approx(exact, abs=1e-6)
