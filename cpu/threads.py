@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,11 @@ Work = Callable[[int, int], None]
 
 
 class Team:
-    """`count` threads that do a step together; the caller sleeps meanwhile."""
+    """`count` threads that do a step together; the caller sleeps meanwhile.
+
+    A process that was forked off has none of its parent's threads, and gets its own; they end with
+    the team.
+    """
 
     def __init__(self, count: int) -> None:
         available = len(os.sched_getaffinity(0))
@@ -25,20 +30,19 @@ class Team:
                 f"use 1 to {available}: threads wait for each other by spinning",
             )
         self.count = count
-        self._work: Work | None = None
-        self._error: BaseException | None = None
+        self._gather()
+
+    def _gather(self) -> None:
+        self._process = os.getpid()
         self._busy = threading.Lock()
-        # Steps are numbered, so that waking a thread twice does no harm.
-        self._step = 0
-        self._done = [0] * count
-        self._wake = [threading.Semaphore(0) for _ in range(count)]
-        self._finished = threading.Semaphore(0)
-        for index in range(count):
-            threading.Thread(target=self._serve, args=(index,), daemon=True).start()
+        self._crew = _Crew(self.count)
+        weakref.finalize(self, self._crew.leave)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the team, and all memory that its steps use. Raises UsageError where it is held."""
+        if self._process != os.getpid():
+            self._gather()
         if not self._busy.acquire(blocking=False):
             raise UsageError("a step is running already", "use one model for each caller")
         try:
@@ -52,6 +56,26 @@ class Team:
         Ctrl-C is heard when all have done: a thread that were left at a barrier would spin for
         ever. That is why no part of a step is done by the caller, whom Ctrl-C may stop anywhere.
         """
+        self._crew.run(work)
+
+
+class _Crew:
+    """The threads of a team, and what they share. They keep it alive, but not the team."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._work: Work | None = None
+        self._error: BaseException | None = None
+        self._ended = False
+        # Steps are numbered, so that waking a thread twice does no harm.
+        self._step = 0
+        self._done = [0] * count
+        self._wake = [threading.Semaphore(0) for _ in range(count)]
+        self._finished = threading.Semaphore(0)
+        for index in range(count):
+            threading.Thread(target=self._serve, args=(index,), daemon=True).start()
+
+    def run(self, work: Work) -> None:
         self._work = work
         self._step += 1
         interrupt: KeyboardInterrupt | None = None
@@ -67,19 +91,26 @@ class Team:
         if failure := error or interrupt:
             raise failure
 
+    def leave(self) -> None:
+        """Let the threads end."""
+        self._ended = True
+        for wake in self._wake:
+            wake.release()
+
     def _running(self) -> bool:
         return any(done != self._step for done in self._done)
 
     def _serve(self, index: int) -> None:
-        while True:
+        while not self._ended:
             self._wake[index].acquire()
             step, work = self._step, self._work
             if work is None or self._done[index] == step:
                 continue
             try:
-                work(index, self.count)
+                work(index, self._count)
             except BaseException as error:
                 self._error = error
+            del work  # it keeps the model that the step is of
             self._done[index] = step
             self._finished.release()
 

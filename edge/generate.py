@@ -59,7 +59,7 @@ class Ending:
     """When to stop: the ids and strings that end a text, and the most tokens to make."""
 
     eos_ids: frozenset[int]
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     max_tokens: int | None = None
 
 

@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,8 +143,8 @@ class Model:
         PromptTooLong, BadTokens, or UsageError for `max_tokens`, stop strings or a session that
         make no sense.
         """
-        if max_tokens is not None and max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}", "use 1 or more")
+        if max_tokens is not None and not _is_count(max_tokens):
+            raise UsageError(f"max_tokens is {max_tokens!r}", "use 1 or more")
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
         tokens = [int(token) for token in self._checked(ids)]
         session = session or self.session()
@@ -154,7 +156,7 @@ class Model:
         reused = session.cache.length
         session.cache.require(len(tokens) - reused)
         sampler = Sampler(sampling or self.default_sampling)
-        ending = Ending(self._eos_ids, tuple(stop), max_tokens)
+        ending = Ending(self._eos_ids, stop, max_tokens)
         drawn = stream_tokens(self.program, session.cache, session.tokens, sampler)
         text = TextStream(self._decoder(ending), tokens)
         return stream_records(session.guard(drawn), len(tokens), text, ending, reused_tokens=reused)
@@ -237,7 +239,10 @@ class Model:
             return _no_text
 
     def _checked(self, token_ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
-        ids = np.asarray(token_ids)
+        try:
+            ids = np.asarray(token_ids)
+        except ValueError as error:
+            raise BadTokens(f"token ids: {error}", "give a list of whole numbers") from error
         vocabulary = self.bundle.graph.vocabulary
         if not ids.size:
             raise BadTokens("no tokens", "give a prompt, or token ids")
@@ -252,6 +257,11 @@ class Model:
                 "check that the tokens were made by this model's tokenizer",
             )
         return ids.astype(np.int32)
+
+
+def _is_count(value: object) -> bool:
+    """Whether it is a whole number from 1 on. A fraction would be taken, and mean nothing."""
+    return isinstance(value, Integral) and int(value) >= 1
 
 
 def _no_text(ids: list[int]) -> str:
@@ -281,8 +291,10 @@ def load(
     where nothing here runs the target, NpuUnavailable, NpuRefused or NpuCrashed where the NPU that
     was asked for does not, UsageError for a context or a number of threads out of range.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads", "use 1 or more, or leave it to the machine")
+    if threads is not None and not _is_count(threads):
+        raise UsageError(f"{threads!r} threads", "use 1 or more, or leave it to the machine")
+    if cache_format is not None and cache_format not in get_args(CacheFormat):
+        raise UsageError(f"KV cache format {cache_format!r}", f"use one of {get_args(CacheFormat)}")
     bundle = Bundle.open(path)
     asked = target if decode is None else decode
     prompt = _prompt_target(bundle, prefill, target)
@@ -291,9 +303,9 @@ def load(
     if refusal := backend.refuses(chosen.target, bundle.graph):
         raise UnknownTarget(f"{path} cannot run on {chosen.target}: {refusal}", "see lutra doctor")
     limit = bundle.graph.context
-    if context is not None and not 1 <= context <= limit:
+    if context is not None and not (_is_count(context) and context <= limit):
         raise UsageError(
-            f"context {context}, {path} was converted for up to {limit}",
+            f"context {context!r}, {path} was converted for up to {limit}",
             f"use 1 to {limit}, or convert again with a larger --context",
         )
     program = backend.load(bundle, chosen.target, threads)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class Sampling:
             temperature,
             f"0 (greedy) to {_LARGEST:.1e}, the range of float32",
         )
-        _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
+        _require(_is_whole(self.top_k), "top_k", self.top_k, "0 (off) or more")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0, up to 1 (off)")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "0 (off) to 1")
         _require(
@@ -59,7 +60,7 @@ class Sampling:
             penalty,
             f"{_SMALLEST:.1e} to {_LARGEST:.1e}, the range of float32; 1 is off",
         )
-        _require(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(self.seed is None or _is_whole(self.seed), "seed", self.seed, "0 or more")
 
     @staticmethod
     def greedy() -> Sampling:
@@ -121,6 +122,10 @@ class Sampler:
         ids = _min_p(scores, ids, sampling.min_p)
         weights = np.exp(scores[ids], dtype=np.float64)
         return ids, weights / weights.sum()
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and int(value) >= 0
 
 
 def _require(fits: bool, name: str, value: float | None, range_: str) -> None:

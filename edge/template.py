@@ -119,6 +119,11 @@ def _check(messages: Sequence[Message]) -> None:
     if not messages:
         raise BadTemplate("a conversation without messages", "give at least one")
     for index, message in enumerate(messages):
+        if not isinstance(message, Message):
+            raise BadTemplate(
+                f"message {index} is of the type {type(message).__name__}",
+                'make it with edge.Message("user", "text")',
+            )
         if message.role not in ROLES:
             raise BadTemplate(
                 f"message {index} has the role {message.role!r}", f"use one of {', '.join(ROLES)}"

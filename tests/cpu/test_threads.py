@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import _thread
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -63,6 +65,38 @@ def test_an_interrupt_is_heard_when_all_threads_have_done() -> None:
         with pytest.raises(KeyboardInterrupt):
             team.run(work)
         assert len(done) == turn * CORES
+
+
+def test_a_process_that_was_forked_off_gets_threads_of_its_own() -> None:
+    """In a new process, so that no other thread of the tests is lost in the fork."""
+    script = """
+import os
+from cpu.threads import Team
+
+team = Team(1)
+with team.alone():
+    child = os.fork()
+    if child:
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+with team.alone():
+    team.run(lambda index, count: None)
+os._exit(7)
+"""
+    command = [sys.executable, "-c", script]
+    ran = subprocess.run(command, timeout=60, capture_output=True, check=False)
+    assert (ran.returncode, ran.stderr) == (7, b"")
+
+
+def test_threads_end_with_their_team() -> None:
+    before = set(threading.enumerate())
+    team = Team(CORES)
+    team.run(lambda index, count: None)
+    threads = set(threading.enumerate()) - before
+    assert len(threads) == CORES
+    del team
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
 
 
 def test_the_fast_processors_are_counted(tmp_path: Path) -> None:

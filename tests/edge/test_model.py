@@ -200,6 +200,7 @@ def test_bad_tokens(model: Model) -> None:
         ([-1], "token id -1"),
         ([], "no tokens"),
         ([[1]], "shape"),
+        ([[1], [1, 2]], "whole numbers"),
         ([1.5], "float64"),
     ]:
         with pytest.raises(BadTokens, match=message):
@@ -222,6 +223,15 @@ def test_wrong_settings(path: Path, model: Model) -> None:
         edge.load(path, context=65)
     with pytest.raises(UsageError, match="max_tokens is 0"):
         model.stream(PROMPT, max_tokens=0)
+    with pytest.raises(UsageError, match="stop strings 'END'; give a list"):
+        model.stream(PROMPT, stop="END")
+    with pytest.raises(UsageError, match="KV cache format 'f8'"):
+        edge.load(path, cache_format="f8")  # type: ignore[arg-type]
+    for wrong in ({"context": 5.5}, {"threads": 1.5}):
+        with pytest.raises(UsageError, match=r"\.5"):
+            edge.load(path, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"max_tokens is 2\.5"):
+        model.stream(PROMPT, max_tokens=2.5)  # type: ignore[arg-type]
     with pytest.raises(UnknownTarget, match="npu:hvx-v73 is a phone's"):
         edge.load(path, target="npu:hvx-v73")
 

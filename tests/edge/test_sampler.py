@@ -201,11 +201,11 @@ def test_history_outside_the_vocabulary(token: int) -> None:
     ("name", "values"),
     [
         ("temperature", [-0.1, math.nan, math.inf, 1e39]),
-        ("top_k", [-1]),
+        ("top_k", [-1, 1.5]),
         ("top_p", [0, -1, 1.1, math.nan]),
         ("min_p", [-0.1, 1.1, math.nan]),
         ("repetition_penalty", [0, -1, math.inf, math.nan, 1e-300, 1e39]),
-        ("seed", [-1]),
+        ("seed", [-1, 0.5]),
     ],
 )
 def test_settings_out_of_range(name: str, values: list[float]) -> None:

@@ -154,6 +154,11 @@ def test_no_messages() -> None:
         ChatTemplate("x").render([])
 
 
+def test_messages_of_other_kinds() -> None:
+    with pytest.raises(BadTemplate, match="message 1 is of the type dict; make it"):
+        render("x", *HELLO, {"role": "user", "content": "Hello"})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("role", ["", "bot", "User"])
 def test_unknown_role(role: str) -> None:
     with pytest.raises(BadTemplate, match=f"message 1 has the role '{role}'; use one of system"):
