@@ -192,6 +192,7 @@ class Lowering:
             "width": width,
             "groups": form.group_count(width) if form.quantized else 0,
             "steps": -(-width // STEP),
+            "vocabulary": table.shape[0],
             "out_stride": out.stride,
             "scale": float_slot(op.scale),
         }
@@ -359,9 +360,10 @@ class Lowering:
         query, key, value = (self.read(name) for name in op.inputs())
         out = self.place(op.out, "split")
         cache = self.graph.caches[op.cache]
-        padded = attention.padded_dim(cache.head_dim)
-        scratch = attention.scratch_bytes(cache.head_dim)
+        slots = attention.head_slots(op, cache, query.width)
+        scratch = slots["scratch_stride"] * self.threads
         arguments: dict[str, int | Dynamic] = {
+            **slots,
             "query": query.address,
             "key": key.address,
             "value": value.address,
@@ -370,11 +372,7 @@ class Lowering:
             "out": out.address,
             "rows": Dynamic("rows"),
             "position": Dynamic("position"),
-            "heads": query.width // cache.head_dim,
-            "kv_heads": cache.kv_heads,
-            "head_dim": cache.head_dim,
             "capacity": Dynamic("capacity"),
-            "window": op.window or 0,
             "query_stride": query.stride,
             "key_stride": key.stride,
             "value_stride": value.stride,
@@ -382,11 +380,7 @@ class Lowering:
             "query_private": query.private,
             "key_private": key.private,
             "value_private": value.private,
-            "scale": float_slot(op.scale),
-            "softcap": float_slot(op.softcap or 0.0),
-            "padded_dim": padded,
-            "scratch": self.memory.address(f"scratch/{padded}", scratch * self.threads),
-            "scratch_stride": scratch,
+            "scratch": self.memory.address(f"scratch/{slots['padded_dim']}", scratch),
         }
         self.call(attention.attention_kernel(self.cache_format), arguments)
 

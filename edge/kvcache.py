@@ -75,6 +75,7 @@ class KVCache:
         self.context = context
         self.form = form
         self.length = 0
+        self.rewinds = 0  # how often positions were forgotten: others may be there since
         self.capacity = min(_FIRST_CAPACITY, context)
         self.keys = [self._empty(layer, self.capacity) for layer in self.layers]
         self.values = [self._empty(layer, self.capacity) for layer in self.layers]
@@ -136,6 +137,7 @@ class KVCache:
         """Forget all positions from `length` on."""
         if not 0 <= length <= self.length:
             raise UsageError(f"rewind to {length} of a cache that holds {self.length}")
+        self.rewinds += 1
         self.length = length
 
     def _empty(self, layer: Cache, capacity: int) -> Stored:

@@ -170,6 +170,12 @@ class Value:
         """Lane-wise equality."""
         return self._compare("==", other)
 
+    def is_number(self) -> Value:
+        """Whether a float is not NaN."""
+        if self._floats(self.type):  # which may compare vectors for equality by their bits
+            return (self.cast(I32.of(self.type.lanes)) & 0x7FFFFFFF) <= 0x7F800000
+        return self.equals(self)
+
     def select(self, yes: Value, no: Value | int | float) -> Value:
         """`yes` where this condition holds, else `no`."""
         chosen = self.code.builder.select(self.ir, yes.ir, self.code.like(yes, no).ir)
@@ -245,8 +251,8 @@ class Value:
         return self._fold(lambda a, b: a.minimum(b))
 
     def _fold(self, combine: Callable[[Value, Value], Value]) -> Value:
-        if floats := self._floats(self.type):
-            return floats.fold(self, combine)
+        if self.code.isa.floats and self.type.lanes == self.code.isa.lanes:
+            return self.code.isa.floats.fold(self, combine)
         value = self
         while value.type.lanes > 1:
             half = value.type.lanes // 2

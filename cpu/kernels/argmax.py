@@ -40,7 +40,7 @@ def argmax_kernel() -> Kernel:
             better = x > scores.get()
             scores.set(better.select(x, scores.get()))
             tokens.set(better.select(order + i.to(I32).broadcast(lanes), tokens.get()))
-            nans.set(x.equals(x).select(nans.get(), 1))
+            nans.set(x.is_number().select(nans.get(), 1))
         best = scores.get().largest()
         equal = scores.get().equals(best.broadcast(lanes))
         token = equal.select(tokens.get(), (1 << 31) - 1).smallest()

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from cpu.codegen import math
 from cpu.codegen.language import F16, F32, I8, I32, I64, Code, Type, Value, Variable
-from cpu.kernels.kernel import Arguments, Kernel, Thread
+from cpu.kernels.kernel import Arguments, Kernel, Thread, float_slot
 from cpu.kernels.rows import row_peak
+from edge.graph import Attention, Cache
 from edge.kvcache import LEAST, SCALE_BYTES, CacheFormat
 from edge.planes import TILE
 
@@ -54,6 +55,20 @@ def scratch_bytes(head_dim: int) -> int:
 def padded_dim(head_dim: int) -> int:
     """Values from one query's sums to the next's: whole vectors may be read and written."""
     return -(-head_dim // TILE) * TILE + TILE
+
+
+def head_slots(op: Attention, cache: Cache, query_width: int) -> dict[str, int]:
+    """The slots that say what heads there are and how they attend."""
+    return {
+        "heads": query_width // cache.head_dim,
+        "kv_heads": cache.kv_heads,
+        "head_dim": cache.head_dim,
+        "window": op.window or 0,
+        "scale": float_slot(op.scale),
+        "softcap": float_slot(op.softcap or 0.0),
+        "padded_dim": padded_dim(cache.head_dim),
+        "scratch_stride": scratch_bytes(cache.head_dim),
+    }
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,22 @@ from edge.planes import QUAD, STEP, TILE
 
 SLOTS = (
     *("tokens", "codes", "scales", "zeros", "out"),
-    *("rows", "width", "groups", "steps", "out_stride", "scale"),
+    *("rows", "width", "groups", "steps", "vocabulary", "out_stride", "scale"),
 )
 
 
 def embedding_kernel(form: Format) -> Kernel:
     """out[row] = table[tokens[row]] * scale; rows are split among the threads.
 
+    A token that the table of `vocabulary` rows has not is taken for its last one.
     Its twin is `StoredTensor.rows`.
     """
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         first, last = thread.share(a.integer("rows"))
         with code.loop(first, last) as row:
-            token = code.load(I32, a.pointer("tokens"), row * 4).to(I64)
+            token = code.load(I32, a.pointer("tokens"), row * 4).to(I64, unsigned=True)
+            token = minimum(token, a.integer("vocabulary") - 1)
             out = code.offset(a.pointer("out"), row * a.integer("out_stride"))
             if form.quantized:
                 _Row(code, a, form, token).write(out)

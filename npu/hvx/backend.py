@@ -8,18 +8,22 @@ from pathlib import Path
 
 from edge.backend import Artifact
 from edge.bundle import Bundle
-from edge.errors import UnknownTarget
+from edge.errors import NpuUnavailable, TruncatedBundle, UnknownTarget
 from edge.formats import Format
 from edge.graph import Graph
 from edge.target import Machine, Target
-from npu.hvx import emulator
-from npu.hvx.program import HvxProgram
+from npu.hvx import elf, emulator, fastrpc
+from npu.hvx.isa import table_for
+from npu.hvx.program import HvxProgram, emulated, on_phone
 
 EMULATED = Target.parse("npu:hvx-v67")
 
+# Where a bundle's skel libraries are: in one folder, as a phone's FastRPC looks through folders.
+SKELS = "npu/hvx"
+
 
 class HvxBackend:
-    """Runs decode steps in emulation."""
+    """Runs decode steps on a phone's NPU, or in emulation."""
 
     def targets(self, machine: Machine, artifacts: Sequence[Artifact] = ()) -> list[Target]:
         del machine, artifacts
@@ -33,16 +37,42 @@ class HvxBackend:
 
     def refuses(self, target: Target, graph: Graph) -> str:
         del graph
-        if target != EMULATED:
-            return f"{target} is a phone's; here {EMULATED} is emulated"
-        return _missing()
+        if target == EMULATED:
+            return _missing()
+        try:
+            fastrpc.load()
+        except NpuUnavailable as error:
+            return f"{target} is a phone's: {error.what} (here {EMULATED} is emulated)"
+        return ""
 
     def compile(self, formats: Iterable[Format], target: Target, folder: Path) -> list[Artifact]:
-        del formats, folder
-        raise UnknownTarget(f"target {target}: nothing to compile ahead", "leave it out")
+        """One skel library. It does not depend on the model, only on its formats."""
+        from npu.hvx import build, skel
+
+        if target == EMULATED:
+            raise UnknownTarget(
+                f"target {target}: it is emulated, and compiled when it runs", "leave it out"
+            )
+        (folder / SKELS).mkdir(parents=True, exist_ok=True)
+        path = skel.library(table_for(target).version, formats, folder / SKELS)
+        return [Artifact(f"{SKELS}/{path.name}", target, build.tools())]
 
     def load(self, bundle: Bundle, target: Target, threads: int | None = None) -> HvxProgram:
-        return HvxProgram(bundle, target, threads)
+        """See `edge.backend.Backend`. Raises NpuUnavailable, TruncatedBundle or CallRefused."""
+        if target == EMULATED:
+            return emulated(bundle, target, threads)
+        made = [a.path for a in bundle.manifest.artifacts if a.target == target]
+        if not made:
+            raise NpuUnavailable(
+                f"{bundle.folder} is not compiled for {target}", f"convert with --targets {target}"
+            )
+        path, version = bundle.folder / made[0], table_for(target).version
+        if (found := elf.version_of(path)) != version:
+            what = f"is for Hexagon v{found}" if found else "is no whole library"
+            raise TruncatedBundle(
+                f"{path} {what}, need one for v{version}", "run `lutra verify`, or convert again"
+            )
+        return on_phone(bundle, target, path.parent, threads)
 
 
 def _missing() -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from cpu.codegen.piped import SOURCE
 from cpu.kernels.kernel import Kernel
 from edge.errors import LutraError, MissingDependency
+from npu.hvx.contract import Contract
 from npu.hvx.isa import TRIPLE, Hexagon
 
 _HERE = Path(__file__).parent
@@ -46,6 +47,11 @@ def kernel_object(isa: Hexagon, kernels: Iterable[Kernel]) -> bytes:
     return object_code(module)
 
 
+def kernel_objects(isa: Hexagon, families: Iterable[Iterable[Contract]]) -> list[bytes]:
+    """An object file for each family of kernels, so that the common one is made once."""
+    return [kernel_object(isa, [each.kernel for each in family]) for family in families]
+
+
 def assembled(isa: Hexagon, text: str) -> bytes:
     """Assembly as an object file. The assembler refuses packets that no Hexagon can run."""
     return _compiled(isa, text, ".s", ())
@@ -73,7 +79,7 @@ def _c_object(isa: Hexagon, name: str) -> bytes:
 def _compiled(isa: Hexagon, text: str, suffix: str, options: Sequence[str]) -> bytes:
     from cpu.codegen.cache import cache_folder, keep
 
-    facts = (text, isa.assembler_processor, *options, _zig_version())
+    facts = (text, isa.assembler_processor, *options, tools()["ziglang"])
     path = cache_folder() / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.o"
     if path.is_file():
         return path.read_bytes()
@@ -87,11 +93,12 @@ def _compiled(isa: Hexagon, text: str, suffix: str, options: Sequence[str]) -> b
     return content
 
 
-def _zig_version() -> str:
+def tools() -> dict[str, str]:
+    """What code is made with, and its versions."""
     from importlib.metadata import version
 
     require_tools()
-    return version("ziglang")
+    return {name: version(name) for name in ("llvmlite", "ziglang")}
 
 
 def program(objects: Sequence[bytes], out: Path) -> None:

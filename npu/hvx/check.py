@@ -20,7 +20,7 @@ from edge.planes import TILE, StoredTensor, tile_count
 from edge.reference import FUNCTIONS, Step, WeightCache
 from edge.target import Target
 from npu.hvx import gemv, tables
-from npu.hvx.program import Calls, HvxProgram
+from npu.hvx.program import Calls, HvxProgram, emulated
 from npu.hvx.weights import RowScales, group_of, row_scales
 
 # Positions that the cache holds before the step: attention looks back, rotations turn.
@@ -46,11 +46,11 @@ def check(bundle: Bundle, target: Target) -> Iterator[Check]:
     Of an embedding the row of one token is read; of every other tensor, all of it. Raises
     MissingDependency where nothing can be emulated.
     """
-    program = HvxProgram(bundle, target, None)
+    program = emulated(bundle, target)
     rng = np.random.default_rng(0)
     cache = _filled_cache(bundle, rng)
     tokens = rng.integers(0, bundle.graph.vocabulary, 1).astype(np.int32)
-    calls, _ = program.prepare(tokens, cache)
+    calls = program.prepare(tokens, cache)
     checker = _Checker(bundle, program, calls, Step(tokens, 1, 1, cache, {}))
     start = 0
     for op, end in zip(bundle.graph.ops(), calls.step.ends, strict=True):

@@ -1,142 +1,85 @@
-"""What each kernel may touch, so that a device can refuse a call before it harms.
+"""What each kernel of a decode step may touch: its contract. See `npu.hvx.contract`.
 
-A contract says of every slot whether it is memory (how many bytes of it the kernel reads or writes,
-as an expression of the integer slots and the number of parts), an integer with bounds, or a number
-that decides no address. Written once: evaluated in Python with integers, and printed as C for the
-skel library.
+A step is of one row, and nothing in it is private to a thread. Where float kernels work on whole
+vectors, what they may touch is rounded up to vectors of the widest version, on all versions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from typing import get_args
 
-from cpu.kernels.kernel import Kernel
+from cpu.kernels import argmax, attention, elementwise, embedding, linear, rows
+from cpu.kernels.attention import SPAN
 from edge.formats import Format
+from edge.graph import GateFunction
+from edge.kvcache import SCALE_BYTES, CacheFormat
 from edge.planes import QUAD, STEP, TILE
 from npu.hvx import gemv, tables
+from npu.hvx.contract import (
+    PARTS,
+    Contract,
+    Memory,
+    Number,
+    Size,
+    Sizes,
+    Slot,
+    Whole,
+    contract,
+    most,
+    over,
+)
+from npu.hvx.floats import VECTOR_LANES
 from npu.hvx.isa import VECTOR_BYTES
 from npu.hvx.tables import BLOCK, TABLE_BYTES
 from npu.hvx.weights import group_of
 
-# The longest row and the most tiles of 64 rows: no product of sizes leaves 64 bits.
+# The longest row, the most rows of a table and tiles of 64 rows, positions and heads: no product of
+# sizes leaves 64 bits.
 _WIDTH = 1 << 20
+_VOCABULARY = 1 << 24
 _TILES = 1 << 16
+_POSITIONS = 1 << 24
+_HEADS = 1 << 10
+_HEAD_DIM = 1 << 12
 
-# Beside the integers, what sizes may depend on.
-_PARTS = "parts"
-
-
-@dataclass(frozen=True)
-class Expression:
-    """A whole number that is known when a kernel is called, as C."""
-
-    text: str
-
-    def __add__(self, other: Size) -> Expression:
-        return Expression(f"({self.text} + {_text(other)})")
-
-    def __mul__(self, other: Size) -> Expression:
-        return Expression(f"({self.text} * {_text(other)})")
-
-    def __rmul__(self, other: int) -> Expression:
-        return self * other
-
-    def __floordiv__(self, other: Size) -> Expression:
-        return Expression(f"({self.text} / {_text(other)})")
-
-    def __rfloordiv__(self, other: int) -> Expression:
-        return Expression(_text(other)) // self
+_ONE_ROW, _NONE = Whole(1, 1), Whole(0, 0)
+_STRIDE = Whole(0, 1 << 30)
 
 
-Size = int | Expression
-Sizes = Mapping[str, Size]
+def families(formats: Iterable[Format]) -> list[list[Contract]]:
+    """The kernels that decode steps take, by what is compiled together: those that any model may
+    need, and those of each format of weights.
+    """
+    common = [_quantize(), _tables(), _split(), _norm(), _rope(), _int8(), _add(), _softcap()]
+    common += [_argmax(), *map(_gate, get_args(GateFunction))]
+    common += map(_attention, get_args(CacheFormat))
+    by_format = [
+        [_embedding(form), _lookup(form) if form.quantized else _float_linear(form)]
+        for form in formats
+    ]
+    return [common, *by_format]
 
 
-def _text(size: Size) -> str:
-    return size.text if isinstance(size, Expression) else f"{size}ull"
+def _vectors(count: Size) -> Size:
+    """Bytes of so many float32, to whole vectors."""
+    return over(count, VECTOR_LANES) * VECTOR_BYTES
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a kernel reads, or also writes."""
-
-    size: Callable[[Sizes], Size]
-    written: bool = False
-    alignment: int = 4
-
-    @property
-    def kind(self) -> str:
-        return "w" if self.written else "r"
-
-
-@dataclass(frozen=True)
-class Whole:
-    """An integer between bounds."""
-
-    least: int
-    most: int
-    kind = "i"
-
-
-@dataclass(frozen=True)
-class Number:
-    """A float32, which may be any."""
-
-    kind = "n"
-
-
-Slot = Memory | Whole | Number
-
-
-@dataclass(frozen=True)
-class Contract:
-    """A kernel with what its slots must be, in their order."""
-
-    kernel: Kernel
-    slots: Mapping[str, Slot]
-
-    def bytes_of(self, integers: Mapping[str, int], parts: int = 1) -> dict[str, int]:
-        """Bytes of every memory slot, for these integers."""
-        integers = {**integers, _PARTS: parts}
-        found = {}
-        for name, slot in self.slots.items():
-            if isinstance(slot, Memory):
-                size = slot.size(integers)
-                assert isinstance(size, int), name
-                found[name] = size
-        return found
-
-    def size_texts(self) -> dict[str, str]:
-        """The same as C, of integers called by their slots."""
-        integers = {name: Expression(f"i_{name}") for name in (*self.slots, _PARTS)}
-        memory = {name: slot for name, slot in self.slots.items() if isinstance(slot, Memory)}
-        return {name: _text(slot.size(integers)) for name, slot in memory.items()}
-
-
-def _contract(kernel: Kernel, slots: Mapping[str, Slot]) -> Contract:
-    return Contract(kernel, {name: slots[name] for name in kernel.slots})
-
-
-def contracts(formats: list[Format]) -> list[Contract]:
-    """Contracts of the kernels that products with weights of these formats take."""
-    return [_quantize(), _tables(), _split(), *(_lookup(form) for form in formats)]
-
-
-def _over(a: Size, b: int) -> Size:
-    """a / b, rounded up."""
-    return (a + (b - 1)) // b
+def _nothing(sizes: Sizes) -> Size:
+    del sizes
+    return 0
 
 
 def _blocks(sizes: Sizes) -> Size:
-    return _over(sizes["width"], BLOCK)
+    return over(sizes["width"], BLOCK)
 
 
 _BLOCKS = Whole(1, _WIDTH // BLOCK)
 
 
 def _quantize() -> Contract:
-    return _contract(
+    return contract(
         tables.quantize_kernel(),
         {
             "x": Memory(lambda s: s["width"] * 4),
@@ -154,7 +97,7 @@ def _quantize() -> Contract:
 
 
 def _tables() -> Contract:
-    return _contract(
+    return contract(
         tables.tables_kernel(),
         {
             "values": Memory(lambda s: s["blocks"] * (2 * BLOCK)),
@@ -165,7 +108,7 @@ def _tables() -> Contract:
 
 
 def _split() -> Contract:
-    return _contract(
+    return contract(
         tables.split_kernel(),
         {
             "values": Memory(lambda s: s["quads"] * (2 * QUAD)),
@@ -180,28 +123,24 @@ def _lookup(form: Format) -> Contract:
     per_step, step_bytes = (STEP, TILE * form.bits) if by_table else (QUAD, TILE * QUAD)
 
     def steps(sizes: Sizes) -> Size:
-        return _over(sizes["width"], per_step)
+        return over(sizes["width"], per_step)
 
     def granted(sizes: Sizes) -> Size:
         """Bytes of a number of 16 bits for every row and group."""
-        groups = _over(sizes["width"], group) if form.granularity == "group" else 1
+        groups = over(sizes["width"], group) if form.granularity == "group" else 1
         return sizes["tiles"] * groups * (2 * TILE)
 
-    def nothing(sizes: Sizes) -> Size:
-        del sizes
-        return 0
-
     rows = Memory(lambda s: s["tiles"] * (4 * TILE))
-    return _contract(
+    return contract(
         gemv.lookup_kernel(form),
         {
             "tables": Memory(
-                lambda s: _over(s["width"], 2 * STEP) * VECTOR_BYTES if by_table else 0,
+                lambda s: over(s["width"], 2 * STEP) * VECTOR_BYTES if by_table else 0,
                 alignment=VECTOR_BYTES,
             ),
-            "bytes": Memory(nothing if by_table else lambda s: steps(s) * (2 * QUAD)),
+            "bytes": Memory(_nothing if by_table else lambda s: steps(s) * (2 * QUAD)),
             "sums": Memory(
-                lambda s: _over(s["width"], group) * VECTOR_BYTES, alignment=VECTOR_BYTES
+                lambda s: over(s["width"], group) * VECTOR_BYTES, alignment=VECTOR_BYTES
             ),
             "ratios": Memory(lambda s: _blocks(s) * 4),
             "peaks": Memory(lambda s: _blocks(s) * 4 + 4),
@@ -210,9 +149,9 @@ def _lookup(form: Format) -> Contract:
                 lambda s: s["tiles"] * steps(s) * step_bytes + VECTOR_BYTES, alignment=1
             ),
             "steps": Memory(
-                granted if form.granularity == "group" else nothing, alignment=VECTOR_BYTES
+                granted if form.granularity == "group" else _nothing, alignment=VECTOR_BYTES
             ),
-            "offsets": Memory(granted if form.asymmetric else nothing, alignment=VECTOR_BYTES),
+            "offsets": Memory(granted if form.asymmetric else _nothing, alignment=VECTOR_BYTES),
             "units": rows,
             "bias": rows,
             "out": Memory(rows.size, written=True),
@@ -220,53 +159,210 @@ def _lookup(form: Format) -> Contract:
             "width": Whole(1, _WIDTH),
             "tiles": Whole(1, _TILES),
             "factor": Number(),
-            "scratch": Memory(lambda s: s[_PARTS] * gemv.SCRATCH_BYTES, True, VECTOR_BYTES),
+            "scratch": Memory(lambda s: s[PARTS] * gemv.SCRATCH_BYTES, True, VECTOR_BYTES),
         },
     )
 
 
-def source(contracts: list[Contract]) -> str:
-    """The table of kernels as C, which `skel.c` is compiled with."""
-    made = [f"void {each.kernel.name}(word, wide, wide);" for each in contracts]
-    made += [_functions(each) for each in contracts]
-    rows = [
-        f'  {{"{each.kernel.name}", {each.kernel.name}, {len(each.slots)}, "{_described(each)}", '
-        f"slots_{each.kernel.name}, sizes_{each.kernel.name}}},"
-        for each in contracts
-    ]
-    made += ["static const struct kernel kernels[] = {", *rows, "};"]
-    return "\n".join(made) + "\n"
+# The other kernels of a layer.
+
+_ROW_SLOTS: dict[str, Slot] = {
+    "rows": _ONE_ROW,
+    "width": Whole(1, _WIDTH),
+    "x_stride": _STRIDE,
+    "out_stride": _STRIDE,
+    "private": _NONE,
+    "x_private": _NONE,
+}
 
 
-def _described(contract: Contract) -> str:
-    return " ".join(f"{slot.kind}:{name}" for name, slot in contract.slots.items())
+def _row(size: Callable[[Sizes], Size]) -> dict[str, Slot]:
+    """What kernels of whole rows have in common, of rows that take so many bytes."""
+    return _ROW_SLOTS | {"x": Memory(size), "out": Memory(size, written=True)}
 
 
-def _functions(contract: Contract) -> str:
-    """The slots' bounds, and a function of the memory's sizes."""
-    name, texts = contract.kernel.name, contract.size_texts()
-    rows, sizes = [], []
-    for index, (slot_name, slot) in enumerate(contract.slots.items()):
-        if isinstance(slot, Memory):
-            rows.append(f"  {{{'WRITTEN' if slot.written else 'READ'}, {slot.alignment}, 0, 0}},")
-            sizes.append(f"  need[{index}] = {texts[slot_name]};")
-        elif isinstance(slot, Whole):
-            rows.append(f"  {{WHOLE, 0, {slot.least}, {slot.most}}},")
-        else:
-            rows.append("  {NUMBER, 0, 0, 0},")
-    used = [
-        f"  wide i_{slot_name} = slots[{index}];"
-        for index, slot_name in enumerate(contract.slots)
-        if any(f"i_{slot_name} " in f"{text} ".replace(")", " ") for text in texts.values())
-    ]
-    return "\n".join(
-        [
-            f"static const struct slot slots_{name}[] = {{",
-            *rows,
-            "};",
-            f"static void sizes_{name}(const wide *slots, wide i_{_PARTS}, wide *need) {{",
-            *used,
-            *sizes,
-            "}",
-        ]
-    )
+def _norm() -> Contract:
+    def runs(sizes: Sizes) -> Size:
+        """All but the last run of `size` elements, and that to whole vectors."""
+        before = over(sizes["width"], sizes["size"]) - 1
+        return before * sizes["size"] * 4 + _vectors(sizes["size"])
+
+    weight = Memory(lambda s: _vectors(s["size"]))
+    extra: dict[str, Slot] = {"weight": weight, "size": Whole(1, _WIDTH), "eps": Number()}
+    return contract(rows.norm_kernel(), _row(runs) | extra)
+
+
+def _rope() -> Contract:
+    def heads(sizes: Sizes) -> Size:
+        before = over(sizes["width"], sizes["head_dim"]) - 1
+        last = most(sizes["head_dim"], sizes["half"] * 2)
+        return (before * sizes["head_dim"] + last) * 4
+
+    angles = Memory(lambda s: s["half"] * 4)
+    extra: dict[str, Slot] = {
+        "cos": angles,
+        "sin": angles,
+        "head_dim": Whole(1, _HEAD_DIM),
+        "half": Whole(1, _HEAD_DIM),
+        "position": _NONE,
+        "table_stride": _STRIDE,
+    }
+    return contract(rows.rope_kernel(), _row(heads) | extra)
+
+
+def _int8() -> Contract:
+    return contract(rows.int8_kernel(), _row(lambda s: _vectors(s["width"])))
+
+
+_TILE_SLOTS: dict[str, Slot] = {
+    "a": Memory(lambda s: s["tiles"] * (4 * TILE)),
+    "b": Memory(lambda s: s["tiles"] * (4 * TILE)),
+    "out": Memory(lambda s: s["tiles"] * (4 * TILE), written=True),
+    "rows": _ONE_ROW,
+    "tiles": Whole(1, _TILES),
+    "a_stride": _STRIDE,
+    "b_stride": _STRIDE,
+    "out_stride": _STRIDE,
+    "number": Number(),
+    "a_private": _NONE,
+    "b_private": _NONE,
+}
+
+
+def _add() -> Contract:
+    return contract(elementwise.add_kernel(), _TILE_SLOTS)
+
+
+def _gate(function: GateFunction) -> Contract:
+    return contract(elementwise.gate_kernel(function), _TILE_SLOTS)
+
+
+def _softcap() -> Contract:
+    return contract(elementwise.softcap_kernel(), _TILE_SLOTS | {"b": Memory(_nothing)})
+
+
+def _argmax() -> Contract:
+    slots: dict[str, Slot] = {
+        "x": Memory(lambda s: _vectors(s["width"])),
+        "out": Memory(lambda s: s[PARTS] * argmax.LINE, written=True),
+        "width": Whole(1, _VOCABULARY),
+    }
+    return contract(argmax.argmax_kernel(), slots)
+
+
+def _attention(form: CacheFormat) -> Contract:
+    element_bytes = {"f32": 4, "f16": 2, "int8": 1}[form]
+    scale_bytes = SCALE_BYTES if form == "int8" else 0
+
+    def cache(sizes: Sizes) -> Size:
+        """Up to the new row of the last head; a load for fewer lanes takes a whole vector."""
+        row_bytes = sizes["head_dim"] * element_bytes + scale_bytes
+        rows = (sizes["kv_heads"] - 1) * sizes["capacity"] + sizes["position"] + 1
+        return rows * row_bytes + VECTOR_BYTES
+
+    def new(sizes: Sizes) -> Size:
+        before = (sizes["kv_heads"] - 1) * sizes["head_dim"] * 4
+        return before + _vectors(sizes["head_dim"])
+
+    def scratch(sizes: Sizes) -> Size:
+        """For four queries, sums of a head and scores of a span."""
+        padded = most(sizes["padded_dim"], over(sizes["head_dim"], VECTOR_LANES) * VECTOR_LANES)
+        last = (padded + SPAN + TILE) * (4 * 4)
+        return (sizes[PARTS] - 1) * sizes["scratch_stride"] + last
+
+    heads = Memory(lambda s: s["heads"] * s["head_dim"] * 4)
+    # a row's scale is wherever its last element ends
+    alignment = 1 if scale_bytes else 4
+    slots: dict[str, Slot] = {
+        "query": heads,
+        "key": Memory(new),
+        "value": Memory(new),
+        "keys": Memory(cache, True, alignment),
+        "values": Memory(cache, True, alignment),
+        "out": Memory(heads.size, written=True),
+        "rows": _ONE_ROW,
+        "position": Whole(0, _POSITIONS),
+        "heads": Whole(1, _HEADS),
+        "kv_heads": Whole(1, _HEADS),
+        "head_dim": Whole(1, _HEAD_DIM),
+        "capacity": Whole(1, _POSITIONS),
+        "window": Whole(0, _POSITIONS),
+        "scale": Number(),
+        "softcap": Number(),
+        "padded_dim": Whole(0, _WIDTH),
+        "scratch": Memory(scratch, written=True),
+        "scratch_stride": _STRIDE,
+    }
+    for name in ("query", "key", "value"):
+        slots |= {f"{name}_stride": _STRIDE, f"{name}_private": _NONE}
+    return contract(attention.attention_kernel(form), slots | {"out_stride": _STRIDE})
+
+
+def _embedding(form: Format) -> Contract:
+    """The token is in memory; the kernel takes the table's last row for what is beyond it."""
+
+    def tiles(sizes: Sizes) -> Size:
+        return over(sizes["vocabulary"], TILE)
+
+    def planes(sizes: Sizes) -> Size:
+        return tiles(sizes) * sizes["steps"] * (TILE * form.bits)
+
+    def quads(sizes: Sizes) -> Size:
+        """Of every tile but the last, those of its width; there, those of the steps."""
+        width = over(sizes["width"], QUAD)
+        return ((tiles(sizes) - 1) * width + most(width, sizes["steps"] * 2)) * (TILE * QUAD)
+
+    def values(sizes: Sizes) -> Size:
+        return sizes["vocabulary"] * sizes["width"] * (form.bits // 8)
+
+    def granted(element_bytes: int) -> Callable[[Sizes], Size]:
+        """An element for every row and group, up to the last step's group."""
+
+        def size(sizes: Sizes) -> Size:
+            last = (sizes["steps"] - 1) // (form.group // STEP) if by_group else 0
+            return ((tiles(sizes) - 1) * sizes["groups"] + last + 1) * (TILE * element_bytes)
+
+        return size
+
+    by_group = form.granularity == "group"
+    codes = values if not form.quantized else quads if form.bits == 8 else planes
+    scales = _nothing if not form.quantized else granted(2 if by_group else 4)
+    written: Callable[[Sizes], Size] = lambda s: s["steps"] * (4 * STEP)  # noqa: E731
+    if not form.quantized:
+        written = lambda s: s["width"] * 4  # noqa: E731
+    slots: dict[str, Slot] = {
+        "tokens": Memory(lambda s: s["rows"] * 4),
+        "codes": Memory(codes),
+        "scales": Memory((lambda _: 4) if form.granularity == "tensor" else scales),
+        "zeros": Memory(granted(1) if form.asymmetric else _nothing),
+        "out": Memory(written, written=True),
+        "rows": _ONE_ROW,
+        "width": Whole(1, _WIDTH),
+        "groups": Whole(0, _WIDTH),
+        "steps": Whole(1, _WIDTH),
+        "vocabulary": Whole(1, _VOCABULARY),
+        "out_stride": _STRIDE,
+        "scale": Number(),
+    }
+    return contract(embedding.embedding_kernel(form), slots)
+
+
+def _float_linear(form: Format) -> Contract:
+    def values(sizes: Sizes) -> Size:
+        """A load for fewer lanes takes a whole vector."""
+        return sizes["outputs"] * sizes["width"] * (form.bits // 8) + VECTOR_BYTES
+
+    slots: dict[str, Slot] = {
+        "x": Memory(lambda s: s["width"] * 4),
+        "values": Memory(values),
+        "bias": Memory(lambda s: s["outputs"] * 4),
+        "out": Memory(lambda s: s["outputs"] * 4, written=True),
+        "rows": _ONE_ROW,
+        "width": Whole(1, _WIDTH),
+        "tiles": Whole(1, _TILES),
+        "outputs": Whole(1, _TILES * TILE),
+        "x_stride": _STRIDE,
+        "out_stride": _STRIDE,
+        "x_private": _NONE,
+    }
+    return contract(linear.float_linear_kernel(form), slots)

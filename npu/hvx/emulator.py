@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import shutil
 import struct
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cpu.codegen.piped import Piped
 from edge.errors import MissingDependency
+from npu.hvx.lowering import Call
 
 QEMU = "qemu-hexagon"
 CURE = "apt-get install qemu-user"
+
+# A row of the table of calls: kernel, arguments, threads.
+_ROW_BYTES = 12
 
 
 def missing() -> str:
@@ -31,6 +39,31 @@ class Emulator(Piped):
         if reason := missing():
             raise MissingDependency(f"emulating Hexagon: {reason}", CURE)
         super().__init__([QEMU, str(program)], "Hexagon", symbols(program.read_bytes()), "I")
+
+    def prepare(self, calls: Sequence[Call]) -> Table:
+        """Calls as a table in its memory. See `npu.hvx.lowering.Device`."""
+        return Table(self, calls)
+
+
+class Table:
+    """Calls in an emulator's memory. See `npu.hvx.lowering.Prepared`."""
+
+    def __init__(self, emulator: Emulator, calls: Sequence[Call]) -> None:
+        self._emulator = emulator
+        counts = [len(call.arguments) for call in calls]
+        starts = np.cumsum([0, *counts])
+        self._arguments = emulator.allocate(8 * int(starts[-1]))
+        rows = [
+            (emulator.symbols[call.kernel.name], self._arguments + 8 * int(start), call.threads)
+            for start, call in zip(starts, calls, strict=False)
+        ]
+        self._rows = emulator.put(np.array(rows, np.uint32))
+
+    def write(self, values: NDArray[np.int64]) -> None:
+        self._emulator.write(self._arguments, values)
+
+    def run(self, first: int, last: int) -> None:
+        self._emulator.run(self._rows + _ROW_BYTES * first, last - first)
 
 
 def symbols(program: bytes) -> dict[str, int]:

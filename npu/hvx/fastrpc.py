@@ -116,19 +116,22 @@ class Buffer:
 
 
 class Session:
-    """An open skel library on the NPU. `folder` holds the libraries, one for each version.
+    """An open skel library on the NPU. `folder` holds the libraries, one for each version, of which
+    the newest that the NPU runs is taken, up to version `newest`.
 
     Raises NpuUnavailable without a library for the NPU's version, CallRefused where the driver
     or the skel refuses.
     """
 
-    def __init__(self, folder: Path, library: ctypes.CDLL | None = None) -> None:
+    def __init__(
+        self, folder: Path, library: ctypes.CDLL | None = None, newest: int = HVX_VERSIONS[-1]
+    ) -> None:
         self._library = library or load()
         self.handle = 0
         self._signatures: dict[str, Signature] = {}
         self._mapped: dict[int, Buffer] = {}
         self.version = self._device_version()
-        self._path = _library_for(folder, self.version)
+        self._path = _library_for(folder, min(self.version, newest))
         _search(folder)
         self._allow_unsigned()
         uri = f"file:///{self._path.name}?{protocol.ENTRY}&_modver=1.0&_dom=cdsp"
@@ -219,10 +222,20 @@ class Session:
         """
         signatures = {call.kernel: self.signature(call.kernel) for call in calls}
         request = np.frombuffer(protocol.request(calls, signatures), np.uint8)
+        self.send(request, [call.kernel for call in calls], inputs, outputs)
+
+    def send(
+        self,
+        request: NDArray[np.uint8],
+        kernels: Sequence[str],
+        inputs: Sequence[NDArray[Any]] = (),
+        outputs: Sequence[NDArray[Any]] = (),
+    ) -> None:
+        """Run a request that is made already, of calls to `kernels`. Raises as `run`."""
         try:
             self.invoke(Method.RUN, [request, *inputs], outputs)
         except CallRefused as error:
-            place = self._explained(calls, signatures)
+            place = self._explained(kernels)
             raise CallRefused(f"{place}{error.what}", error.cure, error.code) from None
 
     def invoke(
@@ -286,7 +299,7 @@ class Session:
             )
         return int(answer[2])
 
-    def _explained(self, calls: Sequence[Call], signatures: dict[str, Signature]) -> str:
+    def _explained(self, kernels: Sequence[str]) -> str:
         """Where the last fault was: the call, its kernel and slot, and the numbers."""
         answer = np.zeros(32, np.uint8)
         try:
@@ -294,10 +307,10 @@ class Session:
         except CallRefused:
             return ""
         fault, index, slot, _, found, need = struct.unpack("<4I2Q", answer.tobytes())
-        if index >= len(calls) or fault not in set(Fault):
+        if index >= len(kernels) or fault not in set(Fault):
             return ""
-        name = calls[index].kernel
-        slots = list(signatures[name].slots)
+        name = kernels[index]
+        slots = list(self.signature(name).slots)
         where = f", {slots[slot]}" if slot < len(slots) else ""
         return f"call {index}, {name}{where}: got {found}, need {need}: "
 

@@ -24,6 +24,9 @@ _SIGN, _SIZE = -(1 << 31), 0x7FFFFFFF
 _INVERSE_BITS = 0x7EF311C3
 _NEWTON_STEPS = 3
 
+# What a whole number is added to so that its bits are the last of a float's.
+_MIDDLE, _MIDDLE_BITS = 12582912.0, 0x4B400000
+
 VECTOR_LANES = 32
 _VECTOR_BYTES = 4 * VECTOR_LANES
 
@@ -36,6 +39,12 @@ def vector_floats(version: int) -> VectorFloats:
 
     def rounded(value: Value) -> Value:
         return _rounded(value, to_words, from_words)
+
+    def load_bytes(code: Code, pointer: Value, byte_count: Value | int) -> Value:
+        """32 signed bytes as float32 lanes. 128 bytes are read."""
+        held = code.load(I8.of(_VECTOR_BYTES), pointer, byte_count).to(I32)
+        words = held.shuffle(range(VECTOR_LANES))
+        return from_words(words) if converts else _from_small(words)
 
     return VectorFloats(divide, _multiply_add, rounded, to_words, from_words, fold, load_bytes)
 
@@ -108,7 +117,6 @@ def fold(value: Value, combine: Callable[[Value, Value], Value]) -> Value:
     return value.lane(0)
 
 
-def load_bytes(code: Code, pointer: Value, byte_count: Value | int) -> Value:
-    """32 signed bytes as float32 lanes. 128 bytes are read."""
-    held = code.load(I8.of(_VECTOR_BYTES), pointer, byte_count).to(I32)
-    return held.shuffle(range(VECTOR_LANES)).to(F32)
+def _from_small(words: Value) -> Value:
+    """Words of magnitudes below 2^22: in the last bits of 1.5 * 2^23, which is taken away again."""
+    return (words + _MIDDLE_BITS).cast(F32.of(VECTOR_LANES)) - _MIDDLE

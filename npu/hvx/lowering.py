@@ -6,14 +6,15 @@ its tables. The other ops are the CPU's kernels, lowered through Hexagon's table
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.kernels import attention, elementwise, embedding, linear, rows
+from cpu.kernels import argmax, attention, elementwise, embedding, linear, rows
 from cpu.kernels.kernel import Kernel, float_slot
 from edge.bundle import Bundle
 from edge.graph import Add, Attention, Embed, Gate, Int8, Linear, Norm, Op, Rope, Softcap, Take
@@ -24,12 +25,34 @@ from npu.hvx.isa import VECTOR_BYTES
 from npu.hvx.weights import group_of, row_scales
 
 
+class Prepared(Protocol):
+    """Calls made ready on a device, whose arguments may change."""
+
+    def write(self, values: NDArray[np.int64]) -> None:
+        """Set all slots of all calls."""
+        ...
+
+    def run(self, first: int, last: int) -> None:
+        """Run the calls from `first` up to `last`, without that."""
+        ...
+
+
 class Device(Protocol):
-    """Where kernels and their memory are."""
+    """Where kernels and their memory are. Memory lasts as long as the device."""
 
     def allocate(self, byte_count: int) -> int: ...
 
     def write(self, address: int, values: NDArray[np.generic]) -> None: ...
+
+    def read(self, address: int, kind: Any, shape: tuple[int, ...]) -> NDArray[Any]: ...
+
+    def map_file(self, path: Path) -> int:
+        """Address at which a file lies, read-only."""
+        ...
+
+    def prepare(self, calls: Sequence[Call]) -> Prepared: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +76,8 @@ class Call:
 
 @dataclass
 class Step:
-    """The calls of a step. `body` of them come before the head, which a step may leave out.
+    """The calls of a step. `body` of them come before the head, which a step may leave out, and
+    `logits` before the last, which picks the best token.
 
     `ends` has, for every op of the graph in order, how many calls there are up to and with it.
     """
@@ -87,8 +111,19 @@ class Lowering:
             for op in subgraph.ops:
                 _LOWER[type(op)](self, op)
                 self.step.ends.append(len(self.step.calls))
-        self.step.logits = self.places[self.graph.last.out]
+        self.step.logits = len(self.step.calls)
+        self.argmax()
         return self.step
+
+    @property
+    def logits(self) -> int:
+        """Where the logits are."""
+        return self.places[self.graph.last.out]
+
+    @property
+    def best(self) -> int:
+        """Where every thread leaves its best token."""
+        return self.room("best tokens", argmax.LINE * self.threads)
 
     # Memory and calls.
 
@@ -153,6 +188,7 @@ class Lowering:
             "width": width,
             "groups": form.group_count(width) if form.quantized else 0,
             "steps": -(-width // STEP),
+            "vocabulary": table.shape[0],
             "out_stride": 0,
             "scale": float_slot(op.scale),
         }
@@ -262,9 +298,11 @@ class Lowering:
 
     def attention(self, op: Attention) -> None:
         cache = self.graph.caches[op.cache]
-        scratch = attention.scratch_bytes(cache.head_dim)
         query, key, value = op.inputs()
+        slots = attention.head_slots(op, cache, self.widths[query])
+        scratch = slots["scratch_stride"] * self.threads
         arguments: dict[str, int | Dynamic] = {
+            **slots,
             "query": self.places[query],
             "key": self.places[key],
             "value": self.places[value],
@@ -273,16 +311,8 @@ class Lowering:
             "out": self.place(op.out),
             "rows": 1,
             "position": Dynamic("position"),
-            "heads": self.widths[query] // cache.head_dim,
-            "kv_heads": cache.kv_heads,
-            "head_dim": cache.head_dim,
             "capacity": Dynamic("capacity"),
-            "window": op.window or 0,
-            "scale": float_slot(op.scale),
-            "softcap": float_slot(op.softcap or 0.0),
-            "padded_dim": attention.padded_dim(cache.head_dim),
-            "scratch": self.room(f"scratch {cache.head_dim}", scratch * self.threads),
-            "scratch_stride": scratch,
+            "scratch": self.room(f"scratch {cache.head_dim}", scratch),
         }
         arguments |= {slot: 0 for slot in attention.SLOTS if slot not in arguments}
         self.call(attention.attention_kernel(self.cache_format), arguments, self.threads)
@@ -301,6 +331,11 @@ class Lowering:
         arguments |= {"rows": 1, "tiles": tile_count(self.widths[name]), "number": number}
         arguments |= {slot: 0 for slot in kernel.slots if slot not in arguments}
         self.call(kernel, arguments, self.threads)
+
+    def argmax(self) -> None:
+        name = self.graph.last.out
+        arguments = {"x": self.places[name], "out": self.best, "width": self.widths[name]}
+        self.call(argmax.argmax_kernel(), arguments, self.threads)
 
     def take(self, op: Take) -> None:
         """No work: the row is the last one."""

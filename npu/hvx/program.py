@@ -1,67 +1,40 @@
-"""A bundle's decode step on an emulated Hexagon: the whole step, all layers, in one request.
+"""A bundle's decode step on Hexagon: the whole step, all layers, in one request.
 
 The weights file is mapped once. The host's KV cache is the master, since another target may have
-filled it: what it holds goes to the device before a step, the new row comes back after it. (A
-device shares the memory.)
+filled it: the device has a copy, which is brought up to date before a step, and the new row comes
+back after it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.kernels import attention, elementwise, embedding, linear, rows
-from cpu.kernels.kernel import Kernel
+from cpu.kernels import argmax
 from edge.bundle import Bundle
+from edge.errors import NpuUnavailable
 from edge.formats import Format
-from edge.graph import GateFunction, Rope
+from edge.graph import Rope
 from edge.kvcache import CacheFormat, KVCache
 from edge.target import Target
-from npu.hvx import build, gemv, inner, tables
+from npu.hvx import build, inner
+from npu.hvx.contracts import families
 from npu.hvx.emulator import Emulator
+from npu.hvx.fastrpc import Session
 from npu.hvx.isa import Hexagon, table_for
-from npu.hvx.lowering import Dynamic, Lowering, Step, angles_name
+from npu.hvx.lowering import Device, Dynamic, Lowering, Step, angles_name
+from npu.hvx.phone import PhoneDevice
 
-# Hardware threads with a vector context, each of which takes a share of a kernel's work.
+# Hardware threads with a vector context that are emulated, each with a share of a kernel's work.
 THREADS = 4
 
 # Whole vectors of the last row may be read.
 _PADDING = 128
-
-# A row of the table of calls: kernel, arguments, threads.
-_ROW_BYTES = 12
-
-
-def families(formats: Iterable[Format]) -> list[list[Kernel]]:
-    """Kernels of decode steps by what is compiled together: common ones, and those of a format."""
-    return [common_kernels(), *(format_kernels(form) for form in formats)]
-
-
-def common_kernels() -> list[Kernel]:
-    """What every model may need."""
-    return [
-        rows.norm_kernel(),
-        rows.rope_kernel(),
-        rows.int8_kernel(),
-        elementwise.add_kernel(),
-        elementwise.softcap_kernel(),
-        *(elementwise.gate_kernel(function) for function in get_args(GateFunction)),
-        *(attention.attention_kernel(form) for form in get_args(CacheFormat)),
-        tables.quantize_kernel(),
-        tables.tables_kernel(),
-        tables.split_kernel(),
-    ]
-
-
-def format_kernels(form: Format) -> list[Kernel]:
-    """What tensors of a format need."""
-    multiply = gemv.lookup_kernel if form.quantized else linear.float_linear_kernel
-    return [embedding.embedding_kernel(form), multiply(form)]
 
 
 def built(isa: Hexagon, formats: Iterable[Format]) -> Path:
@@ -70,7 +43,7 @@ def built(isa: Hexagon, formats: Iterable[Format]) -> Path:
 
     objects = [build.start_object(isa), build.runtime_object(isa)]
     forms = list(formats)
-    objects += [build.kernel_object(isa, family) for family in families(forms)]
+    objects += build.kernel_objects(isa, families(forms))
     objects += [build.assembled(isa, text) for text in inner.assemblies(forms)]
     key = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in objects))
     path = cache_folder() / f"{key.hexdigest()}.hexagon"
@@ -79,41 +52,72 @@ def built(isa: Hexagon, formats: Iterable[Format]) -> Path:
     return path
 
 
+def on_phone(bundle: Bundle, target: Target, skels: Path, threads: int | None) -> HvxProgram:
+    """The program on this phone's NPU, with the newest skel library of a folder up to the target's.
+
+    Raises NpuUnavailable without an NPU or a library for it, CallRefused where the driver refuses.
+    """
+    version = table_for(target).version
+    session = Session(skels, newest=version)
+    if session.version < version:
+        session.close()
+        raise NpuUnavailable(
+            f"target {target}: this phone's NPU is Hexagon v{session.version}",
+            f"use --decode npu:hvx-v{session.version}, for which to convert",
+        )
+    return HvxProgram(bundle, target, PhoneDevice(session), threads or session.contexts)
+
+
+def emulated(bundle: Bundle, target: Target, threads: int | None = None) -> HvxProgram:
+    """The program on an emulated device. Raises MissingDependency without one."""
+    formats = {str(record.form): record.form for record in bundle.manifest.tensors.values()}
+    device = Emulator(built(table_for(target), formats.values()))
+    return HvxProgram(bundle, target, device, threads or THREADS)
+
+
 class HvxProgram:
-    """A program on an emulated Hexagon. See `edge.backend.Program`."""
+    """A program on a Hexagon. See `edge.backend.Program` and `edge.backend.PicksBest`."""
 
     chunks = (1,)
 
-    def __init__(self, bundle: Bundle, target: Target, threads: int | None) -> None:
-        self.target = target
+    def __init__(self, bundle: Bundle, target: Target, device: Device, threads: int) -> None:
+        self.target, self.device = target, device
         self._bundle = bundle
-        self._threads = threads or THREADS
-        formats = {str(record.form): record.form for record in bundle.manifest.tensors.values()}
-        self.device = Emulator(built(table_for(target), formats.values()))
-        self._weights = self.device.map_file(bundle.weights_path)
+        self._threads = threads
+        self._weights = device.map_file(bundle.weights_path)
         self._steps: dict[CacheFormat, Calls] = {}
-        self._caches: dict[str, tuple[int, int]] = {}
+        self._cache = _CacheCopy(device)
 
     def run(
         self, tokens: NDArray[np.int32], count: int, cache: KVCache, logit_rows: int
     ) -> NDArray[np.float32]:
         """Run one token. See `edge.backend.Program.run`."""
         assert count == 1, count
-        calls, places = self.prepare(tokens, cache)
-        calls.run(0, len(calls.step.calls) if logit_rows else calls.step.body)
-        self._read_cache(cache, places)
-        cache.advance(1)
+        calls = self.prepare(tokens, cache)
+        self._run(calls, cache, calls.step.logits if logit_rows else calls.step.body)
         shape = logit_rows, self._bundle.graph.vocabulary
-        return self.device.read(calls.step.logits, np.float32, shape)
+        return self.device.read(calls.lowering.logits, np.float32, shape)
 
-    def prepare(self, tokens: NDArray[np.int32], cache: KVCache) -> tuple[Calls, dict[str, int]]:
-        """A step's calls, with all that they read in place; and where keys and values are."""
+    def best(self, tokens: NDArray[np.int32], count: int, cache: KVCache) -> tuple[int, float]:
+        """The best next token and its score. See `edge.backend.PicksBest`."""
+        assert count == 1, count
+        calls = self.prepare(tokens, cache)
+        self._run(calls, cache, len(calls.step.calls))
+        left = self.device.read(calls.lowering.best, np.uint8, (self._threads, argmax.LINE))
+        return argmax.best_of_threads(left)
+
+    def _run(self, calls: Calls, cache: KVCache, last: int) -> None:
+        calls.run(0, last)
+        self._cache.take_row(cache)
+
+    def prepare(self, tokens: NDArray[np.int32], cache: KVCache) -> Calls:
+        """A step's calls, with all that they read in place."""
         calls = self._calls(cache.form)
         self._write_angles(calls, cache.length)
         self.device.write(calls.lowering.buffers["tokens"], tokens[:1])
-        places = self._write_cache(cache)
+        places = self._cache.update(cache)
         calls.write(places | {"position": cache.length, "capacity": cache.capacity})
-        return calls, places
+        return calls
 
     def _calls(self, form: CacheFormat) -> Calls:
         if form not in self._steps:
@@ -133,64 +137,75 @@ class HvxProgram:
                     self.device.write(place, values.astype(np.float32))
                     written.add(angles_name(name, op))
 
-    def _write_cache(self, cache: KVCache) -> dict[str, int]:
-        """Copy the filled part to the device; returns where keys and values are."""
+
+class _CacheCopy:
+    """A KV cache's arrays on a device."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._rooms: dict[str, tuple[int, int]] = {}
+        self._held: tuple[object, ...] = ()
+        self._length = 0
+
+    def update(self, cache: KVCache) -> dict[str, int]:
+        """Copy what the device has not; returns where keys and values are."""
+        held = weakref.ref(cache), cache.capacity, cache.rewinds, cache.form
+        first = self._length if held == self._held else 0
+        self._held = ()  # an error on the way leaves nothing to rely on
         places = {}
-        for kind, arrays in (("keys", cache.keys), ("values", cache.values)):
-            for index, array in enumerate(arrays):
-                name = f"{kind}/{index}"
-                size, place = self._caches.get(name, (0, 0))
-                if size < array.nbytes:
-                    place = self.device.allocate(array.nbytes + _PADDING)
-                    self._caches[name] = array.nbytes, place
-                for head in range(len(array)):
-                    at = place + head * array[head].nbytes
-                    self.device.write(at, array[head, : cache.length])
-                places[name] = place
+        for name, array in _arrays(cache):
+            size, place = self._rooms.get(name, (0, 0))
+            if size < array.nbytes:
+                place = self._device.allocate(array.nbytes + _PADDING)
+                self._rooms[name] = array.nbytes, place
+            for head in range(len(array) if first < cache.length else 0):
+                at = place + _start(array, head, first)
+                self._device.write(at, array[head, first : cache.length])
+            places[name] = place
+        self._held, self._length = held, cache.length
         return places
 
-    def _read_cache(self, cache: KVCache, places: dict[str, int]) -> None:
-        """Copy the row that the step appended back."""
-        for kind, arrays in (("keys", cache.keys), ("values", cache.values)):
-            for index, array in enumerate(arrays):
-                row = array[0, 0]
-                for head in range(len(array)):
-                    at = places[f"{kind}/{index}"] + head * array[head].nbytes
-                    at += cache.length * row.nbytes
-                    array[head, cache.length] = self.device.read(at, array.dtype, row.shape)
+    def take_row(self, cache: KVCache) -> None:
+        """Copy back the row that a step appended, and count it."""
+        for name, array in _arrays(cache):
+            row = array[0, 0]
+            for head in range(len(array)):
+                at = self._rooms[name][1] + _start(array, head, cache.length)
+                array[head, cache.length] = self._device.read(at, array.dtype, row.shape)
+        cache.advance(1)
+        self._length = cache.length
+
+
+def _arrays(cache: KVCache) -> list[tuple[str, NDArray[np.generic]]]:
+    """Keys and values of every layer, as lowering calls them."""
+    kinds = ("keys", cache.keys), ("values", cache.values)
+    return [(f"{kind}/{index}", a) for kind, arrays in kinds for index, a in enumerate(arrays)]
+
+
+def _start(array: NDArray[np.generic], head: int, position: int) -> int:
+    """Bytes to a head's row of a cache [heads, capacity, row]."""
+    return head * array[head].nbytes + position * array[0, 0].nbytes
 
 
 class Calls:
-    """The calls of a step on the device, with their changing arguments."""
+    """The calls of a step on a device, with their changing arguments."""
 
-    def __init__(self, device: Emulator, lowering: Lowering) -> None:
-        self._device = device
+    def __init__(self, device: Device, lowering: Lowering) -> None:
         self.lowering = lowering
         self.step: Step = lowering.run()
-        calls = self.step.calls
-        counts = [len(call.arguments) for call in calls]
-        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self._values = np.zeros(starts[-1], np.int64)
-        self._changing: list[tuple[int, str]] = []
-        for start, call in zip(starts, calls, strict=False):
-            for place, value in enumerate(call.arguments.values(), int(start)):
-                if isinstance(value, Dynamic):
-                    self._changing.append((place, value.name))
-                else:
-                    self._values[place] = value
-        self._arguments = device.allocate(self._values.nbytes)
-        rows = [
-            (device.symbols[call.kernel.name], self._arguments + 8 * int(start), call.threads)
-            for start, call in zip(starts, calls, strict=False)
+        slots = [value for call in self.step.calls for value in call.arguments.values()]
+        self._changing = [
+            (place, value.name) for place, value in enumerate(slots) if isinstance(value, Dynamic)
         ]
-        self._table = device.put(np.array(rows, np.uint32))
+        self._values = np.array([0 if isinstance(s, Dynamic) else s for s in slots], np.int64)
+        self._prepared = device.prepare(self.step.calls)
 
     def write(self, values: dict[str, int]) -> None:
         """Give the calls the values of a step, by name."""
         for place, name in self._changing:
             self._values[place] = values[name]
-        self._device.write(self._arguments, self._values)
+        self._prepared.write(self._values)
 
     def run(self, first: int, last: int) -> None:
         """Run the calls from `first` up to `last`, without that."""
-        self._device.run(self._table + _ROW_BYTES * first, last - first)
+        self._prepared.run(first, last)

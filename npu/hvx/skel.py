@@ -14,7 +14,8 @@ from pathlib import Path
 from edge.errors import LutraError, UnknownTarget, UsageError
 from edge.formats import Format
 from edge.target import HVX_VERSIONS
-from npu.hvx import build, contracts, inner, protocol
+from npu.hvx import build, contract, inner, protocol
+from npu.hvx.contracts import families
 from npu.hvx.elf import file_name
 from npu.hvx.isa import table
 
@@ -26,13 +27,14 @@ def objects(version: int, formats: Iterable[Format]) -> list[bytes]:
     """The library's objects. Raises MissingDependency without a compiler."""
     isa = table(version)
     forms = list({str(form): form for form in formats}.values())
-    made = contracts.contracts(forms)
+    kernels = families(forms)
+    made = [each for family in kernels for each in family]
     assert max(len(each.slots) for each in made) <= protocol.SLOTS
     source = protocol.header() + _SOURCE.read_text(encoding="utf-8")
     return [
-        build.kernel_object(isa, [each.kernel for each in made]),
+        *build.kernel_objects(isa, kernels),
         build.runtime_object(isa),
-        build.compiled(isa, source.replace(_MARK, contracts.source(made))),
+        build.compiled(isa, source.replace(_MARK, contract.source(made))),
         *(build.assembled(isa, text) for text in inner.assemblies(forms)),
     ]
 

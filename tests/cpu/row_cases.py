@@ -323,6 +323,7 @@ def embedding_case(form: Format, vocabulary: int, width: int, *, threads: int = 
         "width": width,
         "groups": form.group_count(width) if form.quantized else 0,
         "steps": -(-width // STEP),
+        "vocabulary": vocabulary,
         "out_stride": 4 * written,
         "scale": float_slot(1.7),
     }

@@ -42,26 +42,31 @@ def require_standin() -> None:
 
 
 @cache
-def phone(contexts: int = 1) -> tuple[ctypes.CDLL, Path]:
-    """The stand-in, and the folder of a phone's skel libraries, which has the emulator's.
+def phone() -> ctypes.CDLL:
+    """The stand-in. It may be loaded once in a process: it has one device."""
+    library = Path(mkdtemp()) / "libcdsprpc.so"
+    options = ("-target", "x86_64-linux-gnu", "-shared", "-fPIC", "-O1", "-Wall", "-Werror")
+    command = [sys.executable, "-m", "ziglang", "cc", *options, "-o", str(library)]
+    subprocess.run([*command, str(_STANDIN / "library.c")], check=True, capture_output=True)
+    return fastrpc.load([str(library)])
+
+
+@cache
+def skels(contexts: int = 1, formats: tuple[str, ...] = FORMATS) -> Path:
+    """The folder of a phone's skel libraries, which has the emulator's, for these formats.
 
     The device has so many vector contexts, and threads for them.
     """
     folder = Path(mkdtemp())
-    library = folder / "libcdsprpc.so"
-    options = ("-target", "x86_64-linux-gnu", "-shared", "-fPIC", "-O1", "-Wall", "-Werror")
-    command = [sys.executable, "-m", "ziglang", "cc", *options, "-o", str(library)]
-    subprocess.run([*command, str(_STANDIN / "library.c")], check=True, capture_output=True)
     source = f"#define CONTEXTS {contexts}\n" + (_STANDIN / "device.c").read_text()
     device = build.compiled(table(EMULATED), source)
-    objects = skel.objects(EMULATED, [Format.parse(form) for form in FORMATS])
+    objects = skel.objects(EMULATED, [Format.parse(form) for form in formats])
     build.program([device, *objects], folder / file_name(EMULATED))
-    return fastrpc.load([str(library)]), folder
+    return folder
 
 
-def opened(contexts: int = 1) -> fastrpc.Session:
-    library, folder = phone(contexts)
-    return fastrpc.Session(folder, library)
+def opened(contexts: int = 1, formats: tuple[str, ...] = FORMATS) -> fastrpc.Session:
+    return fastrpc.Session(skels(contexts, formats), phone())
 
 
 @dataclass(frozen=True)

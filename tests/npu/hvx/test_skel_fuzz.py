@@ -3,12 +3,18 @@
 Each is checked against the contracts in Python: the skel must refuse exactly what they forbid, with
 the fault that they imply, and what is allowed must change nothing but what it may write. A skel
 that reads or writes beyond the end of a buffer ends the emulated device, and with it the test.
+
+One round of calls each, or as many as take LUTRA_FUZZ_SECONDS in all.
 """
 
 from __future__ import annotations
 
+import os
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import pytest
@@ -17,11 +23,16 @@ from numpy.typing import NDArray
 from edge.errors import CallRefused
 from edge.formats import Format
 from npu.hvx import fastrpc, protocol
-from npu.hvx.contracts import Contract, Memory, Whole, contracts
+from npu.hvx.contract import Contract, Memory, Whole
+from npu.hvx.contracts import families
 from npu.hvx.protocol import Argument, Call, Fault, Method, Place, input_place, output_place
 from tests.npu.hvx import phone
 
-CONTRACTS = contracts([Format.parse(form) for form in phone.FORMATS])
+FORMATS = (*phone.FORMATS, "f16")
+CONTRACTS = [each for family in families(map(Format.parse, FORMATS)) for each in family]
+
+# A test's share of the time that is given.
+_SECONDS = float(os.environ.get("LUTRA_FUZZ_SECONDS", "0")) / 3
 
 # Whole pages of the emulator, so that the end of a buffer is where nothing is mapped.
 _BYTES = 1 << 16
@@ -29,6 +40,15 @@ _BYTES = 1 << 16
 _STRANGE = (0, 1, 2, 3, 31, 33, 64, 127, 128, 255, 256, 257, 1000, 65535, 2**31, 2**32, 2**62, -1)
 
 Arrays = list[NDArray[np.uint8]]
+
+
+def rounds() -> Iterator[np.random.Generator]:
+    """Random numbers for a round of calls, and for more while there is time."""
+    start = time.monotonic()
+    for seed in count(8):
+        yield np.random.default_rng(seed)
+        if time.monotonic() - start >= _SECONDS:
+            return
 
 
 @dataclass
@@ -45,10 +65,16 @@ class Memories:
             array[:] = self.rng.integers(0, 256, _BYTES)
         first = self.session.attach(self.buffers[0])
         second = self.session.attach(self.buffers[1], writable=True)
+        self.places = first, second
         self.attached = {first.reference: 0, second.reference: 1}
         sizes = (4096, 512, 20096)
         self.inputs: Arrays = [self.rng.integers(0, 256, n).astype(np.uint8) for n in sizes]
         self.outputs: Arrays = [np.zeros(n, np.uint8) for n in sizes]
+
+    def close(self) -> None:
+        for place, buffer in zip(self.places, self.buffers, strict=True):
+            self.session.detach(place)
+            buffer.free()
 
     def find(self, reference: int) -> tuple[NDArray[np.uint8] | None, bool]:
         """The memory of a reference, and whether it may be written."""
@@ -78,14 +104,20 @@ class Made:
     needs: dict[str, int]
 
 
+# What is mostly less than 300, so that calls fit the buffers.
+_SMALL = {"tiles": 4, "blocks": 4, "kv_heads": 3, "heads": 8, "head_dim": 70, "half": 40}
+_SMALL |= {"capacity": 40, "position": 40, "padded_dim": 200, "scratch_stride": 9000}
+_SMALL |= {"vocabulary": 200, "width": 300, "outputs": 80, "groups": 12, "steps": 40}
+
+
 def integers(rng: np.random.Generator, contract: Contract) -> dict[str, int]:
     """Mostly small ones, which kernels take, and now and then any."""
     chosen = {}
     for name, slot in contract.slots.items():
         if isinstance(slot, Whole):
             small = int(rng.integers(slot.least, min(slot.most, slot.least + 300) + 1))
-            if name in ("tiles", "blocks"):
-                small = int(rng.integers(1, 5))
+            if name in _SMALL:
+                small = int(rng.integers(slot.least, min(slot.most, _SMALL[name]) + 1))
             chosen[name] = small if rng.random() < 0.99 else int(rng.choice(_STRANGE))
     return chosen
 
@@ -156,7 +188,7 @@ def wanted(memories: Memories, made: Made) -> set[Fault]:
 @pytest.fixture(scope="module")
 def session() -> Iterator[fastrpc.Session]:
     phone.require_standin()
-    with phone.opened() as opened:
+    with phone.opened(1, FORMATS) as opened:
         yield opened
 
 
@@ -184,8 +216,15 @@ def may_change(memories: Memories, made: Made, array: NDArray[np.uint8]) -> NDAr
 
 
 def test_calls_do_what_the_contracts_say(session: fastrpc.Session) -> None:
-    memories = Memories(session, np.random.default_rng(8))
-    ran, refused = 0, set()
+    for rng in rounds():
+        memories = Memories(session, rng)
+        make_calls(memories)
+        memories.close()
+
+
+def make_calls(memories: Memories) -> None:
+    session = memories.session
+    refused, ran = set(), Counter[str]()
     for _ in range(2500):
         random = made(memories)
         faults = wanted(memories, random)
@@ -198,12 +237,12 @@ def test_calls_do_what_the_contracts_say(session: fastrpc.Session) -> None:
         )
         assert fault in faults if faults else not fault, (random, fault, faults)
         refused.add(fault)
-        ran += not fault
+        ran[random.call.kernel] += not fault
         for array, held in zip(writable, before, strict=False):
             mask = may_change(memories, random, array) & (not faults)
             np.testing.assert_array_equal(array[~mask], held[~mask], str(random))
         np.testing.assert_array_equal(memories.arrays[0], before[-1])
-    assert ran > 400
+    assert all(ran[each.kernel.name] for each in CONTRACTS), ran
     assert refused == {
         0,
         *(Fault.NUMBER, Fault.BUFFER, Fault.READ_ONLY, Fault.RANGE, Fault.MISALIGNED),
@@ -213,8 +252,14 @@ def test_calls_do_what_the_contracts_say(session: fastrpc.Session) -> None:
 
 def test_requests_of_random_bytes(session: fastrpc.Session) -> None:
     """Words that a request has, anywhere in it, and requests cut anywhere."""
-    memories = Memories(session, np.random.default_rng(9))
-    rng = memories.rng
+    for rng in rounds():
+        memories = Memories(session, rng)
+        send_requests(memories)
+        memories.close()
+
+
+def send_requests(memories: Memories) -> None:
+    session, rng = memories.session, memories.rng
     ran = 0
     for _ in range(1500):
         calls = [made(memories).call for _ in range(int(rng.integers(1, 4)))]
@@ -234,7 +279,12 @@ def test_requests_of_random_bytes(session: fastrpc.Session) -> None:
 
 def test_messages_of_any_kind(session: fastrpc.Session) -> None:
     """Any method with any number of buffers of any length: a named fault, or an answer."""
-    rng = np.random.default_rng(10)
+    for rng in rounds():
+        send_messages(session, rng)
+    session.run([])
+
+
+def send_messages(session: fastrpc.Session, rng: np.random.Generator) -> None:
     for _ in range(1500):
         method = int(rng.integers(2, 32)) if rng.random() < 0.2 else int(rng.integers(2, 8))
         counts = rng.integers(0, 4, 2) if rng.random() < 0.9 else rng.integers(0, 30, 2)
@@ -244,4 +294,3 @@ def test_messages_of_any_kind(session: fastrpc.Session) -> None:
         inputs, outputs = arrays[: counts[0]], arrays[32 : 32 + counts[1]]
         message = method, inputs, outputs
         fault_of(lambda given=message: session.invoke(*given))
-    session.run([])
