@@ -82,7 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TARGET",
-        help="compile for this target too, such as cpu:aarch64-android,dotprod; may be repeated",
+        help="compile for this target too, such as cpu:aarch64-android,dotprod or npu:hvx-v75; "
+        "may be repeated",
     )
     parser.add_argument(
         "--lora",

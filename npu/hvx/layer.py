@@ -25,15 +25,14 @@ _FLOAT = re.compile(r"\.q?[sh]f = |\.qf32 = |= sf\w+\(")
 
 @dataclass(frozen=True)
 class Count:
-    """A loop's packets and instructions, and the vectors (or scalars) of elements of a turn."""
+    """A loop's packets and instructions."""
 
     kernel: str
     packets: int
     instructions: int
-    floats: int
 
 
-# Kernels, and how many products or elements of one lane a turn of their loop makes.
+# Kernels, and how many elements of one lane a turn of their loop makes, of what.
 KERNELS: tuple[tuple[Kernel, int, str], ...] = (
     (rows.norm_kernel(), 4, "squares added"),
     (rows.rope_kernel(), 2, "elements turned"),
@@ -59,7 +58,8 @@ def loops(text: str) -> Iterator[list[str]]:
     spans = [(start, end) for start, end in ends.items() if start < end]
     for start, end in spans:
         if not any(start <= a and b <= end and (a, b) != (start, end) for a, b in spans):
-            yield lines[start : end + 2]
+            last = next(n for n in range(end, len(lines)) if _ends_packet(lines[n]))
+            yield lines[start : last + 1]
 
 
 def count(kernel: Kernel, isa: Hexagon) -> Count:
@@ -69,8 +69,12 @@ def count(kernel: Kernel, isa: Hexagon) -> Count:
     module = Module(isa)
     kernel.emit(module)
     found = max(loops(assembly(module)), key=_float_count)
-    packets = sum(line.strip().startswith("}") for line in found)
-    return Count(kernel.name, packets, sum(map(_is_instruction, found)), _float_count(found))
+    packets = sum(map(_ends_packet, found))
+    return Count(kernel.name, packets, sum(map(_is_instruction, found)))
+
+
+def _ends_packet(line: str) -> bool:
+    return line.strip().startswith("}")
 
 
 def _float_count(lines: list[str]) -> int:
