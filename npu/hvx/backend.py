@@ -8,11 +8,11 @@ from pathlib import Path
 
 from edge.backend import Artifact
 from edge.bundle import Bundle
-from edge.errors import NpuUnavailable, TruncatedBundle, UnknownTarget
+from edge.errors import NpuUnavailable, UnknownTarget
 from edge.formats import Format
 from edge.graph import Graph
 from edge.target import Machine, Target
-from npu.hvx import elf, emulator, fastrpc
+from npu.hvx import emulator, fastrpc
 from npu.hvx.isa import table_for
 from npu.hvx.program import HvxProgram, emulated, on_phone
 
@@ -58,7 +58,7 @@ class HvxBackend:
         return [Artifact(f"{SKELS}/{path.name}", target, build.tools())]
 
     def load(self, bundle: Bundle, target: Target, threads: int | None = None) -> HvxProgram:
-        """See `edge.backend.Backend`. Raises NpuUnavailable, TruncatedBundle or CallRefused."""
+        """See `edge.backend.Backend`. Raises NpuUnavailable, AlteredBundle or CallRefused."""
         if target == EMULATED:
             return emulated(bundle, target, threads)
         made = [a.path for a in bundle.manifest.artifacts if a.target == target]
@@ -66,13 +66,7 @@ class HvxBackend:
             raise NpuUnavailable(
                 f"{bundle.folder} is not compiled for {target}", f"convert with --targets {target}"
             )
-        path, version = bundle.folder / made[0], table_for(target).version
-        if (found := elf.version_of(path)) != version:
-            what = f"is for Hexagon v{found}" if found else "is no whole library"
-            raise TruncatedBundle(
-                f"{path} {what}, need one for v{version}", "run `lutra verify`, or convert again"
-            )
-        return on_phone(bundle, target, path.parent, threads)
+        return on_phone(bundle, target, bundle.checked(made[0]).parent, threads)
 
 
 def _missing() -> str:

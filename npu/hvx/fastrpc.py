@@ -323,7 +323,7 @@ def _library_for(folder: Path, version: int) -> Path:
         if path.is_file():
             found = version_of(path)
             if found != number:
-                what = f"{path} is for Hexagon v{found}" if found else f"{path} is no library"
+                what = f"{path} is for Hexagon v{found}" if found else f"{path} is no whole library"
                 raise NpuUnavailable(what, f"build one for v{number} and copy it")
             return path
     raise NpuUnavailable(

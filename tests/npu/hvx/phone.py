@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -42,31 +43,33 @@ def require_standin() -> None:
 
 
 @cache
-def phone() -> ctypes.CDLL:
-    """The stand-in. It may be loaded once in a process: it has one device."""
-    library = Path(mkdtemp()) / "libcdsprpc.so"
-    options = ("-target", "x86_64-linux-gnu", "-shared", "-fPIC", "-O1", "-Wall", "-Werror")
-    command = [sys.executable, "-m", "ziglang", "cc", *options, "-o", str(library)]
-    subprocess.run([*command, str(_STANDIN / "library.c")], check=True, capture_output=True)
-    return fastrpc.load([str(library)])
+def phone(contexts: int = 1, formats: tuple[str, ...] = FORMATS) -> tuple[ctypes.CDLL, Path]:
+    """A stand-in, and the folder of its skel libraries: the emulator's, for these formats.
 
-
-@cache
-def skels(contexts: int = 1, formats: tuple[str, ...] = FORMATS) -> Path:
-    """The folder of a phone's skel libraries, which has the emulator's, for these formats.
-
-    The device has so many vector contexts, and threads for them.
+    Its device has so many vector contexts, and threads for them.
     """
     folder = Path(mkdtemp())
+    library = shutil.copy(standin(), folder)  # one that is loaded twice would have one device
     source = f"#define CONTEXTS {contexts}\n" + (_STANDIN / "device.c").read_text()
     device = build.compiled(table(EMULATED), source)
     objects = skel.objects(EMULATED, [Format.parse(form) for form in formats])
     build.program([device, *objects], folder / file_name(EMULATED))
-    return folder
+    return fastrpc.load([str(library)]), folder
+
+
+@cache
+def standin() -> Path:
+    """The stand-in for the phone's FastRPC library, built."""
+    library = Path(mkdtemp()) / "libcdsprpc.so"
+    options = ("-target", "x86_64-linux-gnu", "-shared", "-fPIC", "-O1", "-Wall", "-Werror")
+    command = [sys.executable, "-m", "ziglang", "cc", *options, "-o", str(library)]
+    subprocess.run([*command, str(_STANDIN / "library.c")], check=True, capture_output=True)
+    return library
 
 
 def opened(contexts: int = 1, formats: tuple[str, ...] = FORMATS) -> fastrpc.Session:
-    return fastrpc.Session(skels(contexts, formats), phone())
+    library, folder = phone(contexts, formats)
+    return fastrpc.Session(folder, library)
 
 
 @dataclass(frozen=True)

@@ -103,17 +103,28 @@ def test_the_device_says_what_it_is(session: fastrpc.Session) -> None:
 
 def test_no_library_for_the_version_is_named(tmp_path) -> None:
     phone.require_standin()
+    library, _ = phone.phone()
     with pytest.raises(NpuUnavailable, match=r"no skel library for Hexagon v67"):
-        fastrpc.Session(tmp_path, phone.phone())
+        fastrpc.Session(tmp_path, library)
 
 
 def test_a_library_of_another_version_is_named(tmp_path) -> None:
     phone.require_standin()
-    content = bytearray((phone.skels() / file_name(67)).read_bytes())
+    library, folder = phone.phone()
+    content = bytearray((folder / file_name(67)).read_bytes())
     content[36] = 0x73
     (tmp_path / file_name(67)).write_bytes(content)
     with pytest.raises(NpuUnavailable, match="is for Hexagon v73"):
-        fastrpc.Session(tmp_path, phone.phone())
+        fastrpc.Session(tmp_path, library)
+
+
+def test_a_library_that_is_cut_short_is_named(tmp_path) -> None:
+    phone.require_standin()
+    library, folder = phone.phone()
+    content = (folder / file_name(67)).read_bytes()
+    (tmp_path / file_name(67)).write_bytes(content[:-100])
+    with pytest.raises(NpuUnavailable, match="is no whole library"):
+        fastrpc.Session(tmp_path, library)
 
 
 def test_a_phone_that_refuses_unsigned_processes_is_named(monkeypatch) -> None:

@@ -75,9 +75,9 @@ def test_a_trained_model_tells_the_cpus_story(
 ) -> None:
     convert(stories, tmp_path / "stories.lutra", weights="w4g32")
     bundle = Bundle.open(tmp_path / "stories.lutra")
-    library = phone.phone()
+    library, skels = phone.phone(1, formats_of(bundle))
     monkeypatch.setattr(fastrpc, "load", lambda: library)
-    made = program.on_phone(bundle, TARGET, phone.skels(1, formats_of(bundle)), None)
+    made = program.on_phone(bundle, TARGET, skels, None)
     models = edge.load(bundle.folder), Model(bundle, made, bundle.graph.context, "f16", "")
     texts = [
         model.generate("Once upon a time", max_tokens=40, sampling=Sampling.greedy())
