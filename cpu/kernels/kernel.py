@@ -81,11 +81,6 @@ class Kernel:
         module.function(self.name, [POINTER, I64, I64], write)
 
 
-def float_slot(number: float) -> int:
-    """A float32 in the low half of a slot."""
-    return int(np.array([number, 0], np.float32).view(np.int64)[0])
-
-
 def minimum(a: Value, b: Value) -> Value:
     """Smaller of two scalars."""
     return (a < b).select(a, b)

@@ -55,6 +55,7 @@ class NativeFloats:
                 "width": width,
                 "groups": form.group_count(width) if form.quantized else 0,
                 "steps": -(-width // STEP),
+                "vocabulary": table.shape[0],
                 "scale": float_slot(op.scale),
             }
         )
@@ -152,22 +153,12 @@ class NativeFloats:
     def attend(self, op: Attention, step: Step) -> Values:
         """The kernel puts keys and values into the cache once more, the same ones."""
         cache = self._bundle.graph.caches[op.cache]
-        query, scratch_bytes = (
-            padded(step.values[op.query]),
-            attention.scratch_bytes(cache.head_dim),
-        )
-        scratch = np.empty(scratch_bytes * self._kernels.threads, np.uint8)
+        query = padded(step.values[op.query])
+        heads = attention.head_slots(op, cache, query.shape[1])
+        scratch = np.empty(heads["scratch_stride"] * self._kernels.threads, np.uint8)
         out = empty(*query.shape)
         slots = self._cache(op, step) | _matrix("query", query) | _matrix("out", out)
-        slots |= {
-            "heads": query.shape[1] // cache.head_dim,
-            "window": op.window or 0,
-            "scale": float_slot(op.scale),
-            "softcap": float_slot(op.softcap or 0.0),
-            "padded_dim": attention.padded_dim(cache.head_dim),
-            "scratch": scratch,
-            "scratch_stride": scratch_bytes,
-        }
+        slots |= heads | {"scratch": scratch}
         self._call(attention.attention_kernel(step.cache.form), slots)
         return out
 
