@@ -13,24 +13,29 @@ from edge.errors import BadGraph, BadTokens
 from edge.jobs import CPU, NPU, Job, Part, Stage, chunk_jobs, lower_bound_s, processors_of, work_s
 from edge.schedule import GREEDY, IN_ORDER, Rule, Timeline, best_rule, run, simulate
 
-RULES = (IN_ORDER, GREEDY, Rule("staggered", 0.25), Rule("staggered", 2.0))
+HELD = Rule("greedy", held=True)
+RULES = (IN_ORDER, GREEDY, HELD, Rule("staggered", 0.25), Rule("staggered", 2.0, held=True))
 PATIENCE_S = 30  # of what never takes so long unless it hangs
 
 
 @st.composite
 def dags(draw: st.DrawFn, *, distinct: bool = False) -> tuple[Job, ...]:
-    """Random jobs on up to three processors; `distinct`: no two sums of their times are equal."""
+    """Random jobs of some chunks on up to three processors.
+
+    `distinct`: no two sums of their times are equal.
+    """
     count = draw(st.integers(1, 12))
     jobs = []
     for place in range(count):
         processor = draw(st.sampled_from((NPU, CPU, "gpu")))
         seconds = 2.0**place if distinct else float(draw(st.integers(0, 5)))
         after = draw(st.lists(st.integers(0, place - 1), max_size=3)) if place else []
-        jobs.append(Job(0, f"stage {place}", Part(processor), seconds, tuple(after)))
+        chunk = draw(st.integers(0, 2))
+        jobs.append(Job(chunk, f"stage {place}", Part(processor), seconds, tuple(after)))
     if distinct:
         times = draw(st.permutations([job.seconds for job in jobs]))
         jobs = [
-            Job(0, job.stage, job.part, seconds, job.after)
+            Job(job.chunk, job.stage, job.part, seconds, job.after)
             for job, seconds in zip(jobs, times, strict=True)
         ]
     return tuple(jobs)
@@ -149,6 +154,33 @@ def test_out_of_order_fills_the_bubbles() -> None:
     assert best.makespan_s < 1.01 * lower_bound_s(jobs)
     assert best.makespan_s < greedy.makespan_s < in_order.makespan_s
     assert best.busy_s(NPU) == work_s(jobs, NPU)
+
+
+def test_a_chunk_that_is_held_back_fills_the_bubbles_of_two() -> None:
+    """Two chunks in step wait in every layer for the second one's attention."""
+    npu = {"qkv": 2.2, "output": 1.2, "feed_forward": 5.0}
+    cpu = {"norm": 0.3, "attention": 1.5, "second_norm": 0.3}
+    order = ("norm", "qkv", "attention", "output", "second_norm", "feed_forward")
+    stages = [
+        Stage(f"{layer}.{kind}", (Part(NPU if kind in npu else CPU),), across=kind == "attention")
+        for layer in range(12)
+        for kind in order
+    ]
+
+    def taken(chunk: int, stage: Stage, part: Part) -> float:
+        del part
+        kind = stage.name.split(".")[1]
+        return (npu | cpu)[kind] + (2.0 * chunk if kind == "attention" else 0)
+
+    jobs = chunk_jobs(stages, 2, taken)
+    bound_s = lower_bound_s(jobs)
+    assert simulate(jobs, GREEDY).makespan_s > 1.1 * bound_s
+    held = simulate(jobs, HELD)
+    assert held.makespan_s < 1.02 * bound_s
+    assert simulate(jobs, best_rule(jobs)).makespan_s <= held.makespan_s
+    second = next(span for span in held.spans if jobs[span.place].chunk == 1)
+    first = next(s for s in held.spans if jobs[s.place].stage == "0.attention")
+    assert second.start_s >= first.end_s
 
 
 @given(dags())
