@@ -21,6 +21,7 @@ examples:
   lutra convert ./model m.lutra --targets cpu:aarch64-android,dotprod,i8mm
   lutra convert ./model m.lutra --weights w3g32 --quality good --calibration my.txt
   lutra convert ./model m.lutra --npu SM8650,SM8550 --chunk 256
+  lutra convert ./model m.lutra --npu SM8650 --npu-form layers --quality good
   lutra convert ./model m.lutra --weights w4g32 --size 3.2bpw --quality best
   lutra convert ./model m.lutra --plan          show the plan, do nothing
 """
@@ -36,11 +37,11 @@ from apps.output import megabytes, print_json, print_table
 from apps.progress import Bar
 from converter.convert import DEFAULT_CHUNK, Job, prepare
 from converter.convert import run as run_job
-from converter.npu import NpuPlan, parse_names, plan_npu
+from converter.npu import POSITIONS, NpuPlan, parse_names, plan_npu
 from converter.plan import Formats
 from converter.quality import Quality
 from edge.errors import UsageError
-from edge.npu import Mode
+from edge.npu import Form, Mode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +119,7 @@ def add_fold_options(parser: argparse.ArgumentParser) -> None:
 
 def add_npu_options(parser: argparse.ArgumentParser) -> None:
     """What is made for NPUs."""
-    group = parser.add_argument_group("NPU prefill")
+    group = parser.add_argument_group("NPU")
     group.add_argument(
         "--npu",
         action="append",
@@ -128,10 +129,23 @@ def add_npu_options(parser: argparse.ArgumentParser) -> None:
         "ONNX Runtime standing in for an NPU; may be repeated",
     )
     group.add_argument(
+        "--npu-form",
+        default="pieces",
+        choices=get_args(Form),
+        help="what is on the NPU: pieces, projections for prompts, with outliers on the CPU "
+        "(default); or layers, all but embedding and head, which decode there too",
+    )
+    group.add_argument(
         "--npu-mode",
-        default="w8a8",
         choices=get_args(Mode),
-        help="bits of weights and activations on the NPU (default w8a8, outliers on the CPU)",
+        help="bits of weights and activations on the NPU (default w8a8; w4a16 for layers)",
+    )
+    group.add_argument(
+        "--npu-positions",
+        type=int,
+        default=POSITIONS,
+        metavar="N",
+        help=f"most tokens that whole layers take, prompt and text together ({POSITIONS})",
     )
     group.add_argument(
         "--prune-outliers",
@@ -163,6 +177,8 @@ def _npu_plan(args: argparse.Namespace) -> NpuPlan | None:
         pruned=args.prune_outliers,
         smoothing=args.smooth,
         text=args.calibration,
+        form=args.npu_form,
+        positions=args.npu_positions,
     )
 
 

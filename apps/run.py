@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _traced(model: Model, records: list[Record], name: str) -> Run:
     """The generation; and the jobs of its prompt, a track a processor, where an NPU ran it."""
-    emulated = model.prefill_emulated or model.program.target.emulated
+    emulated = model.prefill_emulated or model.decode_emulated
     word: Word = "emulated" if emulated else "measured"
     slices = generation_slices(records, model.place)
     if (timeline := model.prefill_timeline) is not None:
@@ -162,4 +162,4 @@ def _summary(model: Model, last: Record) -> str:
 
 def _rates(model: Model) -> str:
     """What the rates are: an emulator's are no device's."""
-    return "emulated" if model.program.target.emulated else "measured"
+    return "emulated" if model.decode_emulated else "measured"

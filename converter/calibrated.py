@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from converter.calibrate import FloatTensors, Walk
 from converter.plan import PlannedTensor
-from converter.quantize.gptq import Curvature, Effort, Matrix, quantize
+from converter.quantize.gptq import Curvature, Effort, Matrix, Snap, quantize
 from converter.quantize.grid import Floats, Grid, fit_threshold
 from converter.quantize.rtn import quantize_rows
 from converter.samples import WANTED, Samples, Wanted
@@ -82,13 +82,17 @@ class Output(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be quantized: the tensors `planned` by calibration, all others without."""
+    """What is to be quantized: the tensors `planned` by calibration, all others without.
+
+    `snap` is given where not all grids can be stored; see `quantize.gptq.quantize`.
+    """
 
     graph: Graph
     weights: Weights
     planned: Mapping[str, PlannedTensor]
     samples: Samples
     method: Method
+    snap: Snap | None = None
 
 
 def encode_calibrated(task: Task, output: Output, watcher: Watcher) -> None:
@@ -221,7 +225,7 @@ class _Worker:
             aim = _aim(
                 rows, inputs, None if residual is None else residual[first : first + len(rows)]
             )
-            quantized = _encode(form, rows, aim, inputs.curvature, scale)
+            quantized = _encode(form, rows, aim, inputs.curvature, scale, self._task.snap)
             arrays = pack(form, quantized)
             if form.granularity == "tensor":
                 self._output.write(name, {"scales": arrays.pop("scales")}, 0)
@@ -257,16 +261,22 @@ def _aim(rows: Floats, inputs: _Inputs, residual: Floats | None) -> Floats:
 
 
 def _encode(
-    form: Format, rows: Floats, aim: Floats, curvature: Curvature, scale: float | None
+    form: Format,
+    rows: Floats,
+    aim: Floats,
+    curvature: Curvature,
+    scale: float | None,
+    snap: Snap | None,
 ) -> Quantized:
     plain = quantize_rows(form, rows, scale)
-    if np.allclose(dequantize(form, plain), rows, rtol=0, atol=_EXACT * float(np.abs(rows).max())):
+    near = _EXACT * float(np.abs(rows).max())
+    if snap is None and np.allclose(dequantize(form, plain), rows, rtol=0, atol=near):
         return plain
     grid = None
     if scale is not None:
         shape = (len(rows), 1)
         grid = Grid(form, np.full(shape, scale, np.float32), np.ones(shape, np.float32))
-    grid, codes = quantize(form, aim, curvature, grid)
+    grid, codes = quantize(form, aim, curvature, grid, snap=snap)
     return grid.quantized(codes)
 
 

@@ -130,6 +130,8 @@ def prepare(
     weights.check()
     if rotated:
         weights = rotate(weights)
+    if npu is not None:
+        npu.check(weights.model.graph, quality.method)
     plan, notes = plan_source(weights, formats)
     scaled = scaled or (quality.method is not None and quality.method.scaled)
     job = Job(
@@ -179,7 +181,7 @@ def run(
             artifacts = _compile(job, writer)
             if job.npu is not None:
                 origin = Origins(job.model, job.weights, tokenizer.bos_id, tokenizer_json)
-                npu = build_npu(job.npu, origin, writer, watcher)
+                npu = build_npu(job.npu, origin, writer, watcher, job.quality.method)
         watcher.start("checksums", job.plan.byte_count, "B")
         manifest = Manifest(
             lutra=VERSION,

@@ -3,75 +3,87 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from converter.calibrate import FloatTensors, Tensors
+from converter.calibrate import FloatTensors
+from converter.calibrated import Method
+from converter.layer_ranges import find_layer_ranges
 from converter.models.builder import Model
+from converter.npu_graphs import STAND_IN, Parts, build_graphs, write_shadow
+from converter.npu_weights import calibrated_weights
 from converter.ranges import Choices, Ranges, find_ranges
 from converter.samples import Samples, Wanted, choose_samples
 from converter.watch import Watcher
 from converter.weights import Weights
 from edge.bundle_writer import BundleWriter
-from edge.errors import UnknownTarget, UsageError
+from edge.errors import UnknownTarget, UnsupportedMath, UsageError
 from edge.graph import Graph
-from edge.npu import CHUNKS, Activation, Binary, Calibration, Mode, NpuRecord
-from edge.pieces import Piece, static_pieces
-from edge.planes import Part
-from edge.target import Target
-from edge.tensorfile import TensorFileWriter
-from npu.htp.compile import compile_pieces
-from npu.htp.lower import lower
+from edge.npu import CHUNKS, Calibration, Form, Mode, NpuRecord
+from edge.pieces import static_pieces
+from npu.htp.lower_layer import refuses
 from npu.htp.provider import load_qnn, versions
 from npu.htp.socs import Soc, find_soc
-
-Floats = NDArray[np.float32]
-
-STAND_IN = Target("npu", "ort")
-
-SHADOW = "npu/shadow.safetensors"
+from npu.htp.weights import Weights as NpuWeights
 
 # A quarter of what weights are calibrated on finds the same ranges.
 WANTED = Wanted(count=2048, length=256)
 
+# Places for keys and values in graphs of whole layers, where the context is longer.
+POSITIONS = 1024
+
 
 @dataclass(frozen=True)
 class NpuPlan:
-    """What to make for NPUs. `socs` are compiled for; `stand_in` keeps the graphs for `npu:ort`."""
+    """What to make for NPUs. `socs` are compiled for; `stand_in` keeps the graphs for `npu:ort`.
+
+    Whole layers take up to `positions` tokens.
+    """
 
     socs: tuple[Soc, ...]
     stand_in: bool
     rows: int
     choices: Choices
     text: Path | None = None
+    form: Form = "pieces"
+    positions: int = POSITIONS
 
     @property
     def weight_bits(self) -> int:
         return 4 if self.choices.mode == "w4a16" else 8
+
+    def check(self, graph: Graph, method: Method | None) -> None:
+        """Raises UnsupportedMath or UsageError for what cannot be made of a graph."""
+        if self.form == "layers" and (reason := refuses(graph)):
+            raise UnsupportedMath(f"--npu-form layers: {reason}", "use --npu-form pieces")
+        if method is not None and self.choices.smoothing:
+            what = "--smooth changes the weights that --quality finds codes for"
+            raise UsageError(what, "leave it out, or use --quality fast")
 
 
 def plan_npu(
     names: Sequence[str],
     rows: int,
     *,
-    mode: Mode = "w8a8",
+    mode: Mode | None = None,
     pruned: float = 0.0,
     smoothing: float = 0.0,
     text: Path | None = None,
+    form: Form = "pieces",
+    positions: int = POSITIONS,
 ) -> NpuPlan | None:
     """The plan for SoCs and targets by name; None for no names.
 
-    Raises UnknownTarget for a name, UsageError for a chunk length or a share out of range or where
-    there is no NPU that they are for, and MissingDependency without what compiling needs.
+    `mode` None is w8a8, and w4a16 for whole layers. Raises UnknownTarget for a name, UsageError for
+    a chunk length or a share out of range, for what does not go together or where there is no NPU
+    that it is for, and MissingDependency without what compiling needs.
     """
     if not names:
-        if (mode, pruned, smoothing) != ("w8a8", 0.0, 0.0):
-            raise UsageError("options of NPU prefill, and no NPU", "add --npu SM8650")
+        if (mode, pruned, smoothing, form, positions) != (None, 0.0, 0.0, "pieces", POSITIONS):
+            raise UsageError("options of NPU programs, and no NPU", "add --npu SM8650")
         return None
     if text is not None and not text.is_file():
         raise UsageError(f"calibration text {text}: no such file", "give a UTF-8 text file")
@@ -80,44 +92,41 @@ def plan_npu(
     for option, share in (("--prune-outliers", pruned), ("--smooth", smoothing)):
         if not 0 <= share <= 1:
             raise UsageError(f"{option} {share}", "use a share from 0 to 1")
+    choices = Choices(mode or ("w8a8" if form == "pieces" else "w4a16"), pruned, smoothing)
+    if form == "layers":
+        _check_layers(choices, positions)
     socs = tuple(dict.fromkeys(find_soc(name) for name in names if name != str(STAND_IN)))
     if socs:
         load_qnn()
-    choices = Choices(mode, pruned, smoothing)
-    return NpuPlan(socs, str(STAND_IN) in names, rows, choices, text)
+    return NpuPlan(socs, str(STAND_IN) in names, rows, choices, text, form, positions)
 
 
 def npu_bytes(plan: NpuPlan | None, graph: Graph) -> int:
-    """About what the files of a plan take: the weights once for each SoC, and as graphs."""
+    """About what the files of a plan take: the weights once for each SoC, and as graphs.
+
+    Whole layers have them twice in graphs, and three times for each SoC: in the binary that shares
+    them, and in those for the emulation.
+    """
     if plan is None:
         return 0
     shapes = {tensor.name: tensor.shape for tensor in graph.tensors}
     linears = [op for piece in static_pieces(graph) for op in piece.linears]
     weights = sum(math.prod(shapes[op.weight]) for op in linears)
-    return (1 + len(plan.socs)) * weights * plan.weight_bits // 8
+    whole = plan.form == "layers"
+    copies = (2 if whole else 1) + (3 if whole else 1) * len(plan.socs)
+    return copies * weights * plan.weight_bits // 8
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """The graph, its weights in float, and the ranges of its values."""
-
-    graph: Graph
-    tensors: Tensors
-    ranges: Ranges
-
-    def weights(self, piece: Piece) -> Callable[[str], Floats]:
-        """A piece's tensors by name, with the factors of what they read and make in them."""
-        ops = {op.weight: op for op in piece.linears}
-        factors = self.ranges.factors
-
-        def read(name: str) -> Floats:
-            values = self.tensors.dense(name)
-            if (op := ops.get(name)) is None:
-                return values
-            values = values * factors[op.x] if op.x in factors else values
-            return values / factors[op.out][:, None] if op.out in factors else values
-
-        return read
+def _check_layers(choices: Choices, positions: int) -> None:
+    """Whole layers have nothing beside them that could restore outliers."""
+    if choices.mode == "w8a8":
+        cure = "use --npu-mode w4a16 or w8a16, or --npu-form pieces"
+        raise UsageError("--npu-form layers with activations of 8 bits", cure)
+    if choices.pruned or choices.smoothing:
+        what = "--prune-outliers and --smooth are for pieces; whole layers hold outliers"
+        raise UsageError(what, "leave them out, or use --npu-form pieces")
+    if positions < 1:
+        raise UsageError(f"--npu-positions {positions}", "use 1 or more")
 
 
 @dataclass(frozen=True)
@@ -130,117 +139,71 @@ class Origins:
     tokenizer: bytes | None
 
 
-def build_npu(plan: NpuPlan, origins: Origins, writer: BundleWriter, watcher: Watcher) -> NpuRecord:
-    """Make a bundle's NPU program, its files written into the bundle's folder."""
+def build_npu(
+    plan: NpuPlan,
+    origins: Origins,
+    writer: BundleWriter,
+    watcher: Watcher,
+    method: Method | None = None,
+) -> NpuRecord:
+    """Make a bundle's NPU program, its files written into the bundle's folder.
+
+    `method` finds the weights by calibration; None rounds them to nearest.
+    """
     graph, tensors = origins.model.graph, FloatTensors(origins.weights)
-    samples = _samples(plan, origins, watcher)
-    ranges = find_ranges(graph, tensors, samples.sequences, plan.choices, watcher)
-    parts = _Parts(graph, tensors, ranges)
-    shadow = _write_shadow(parts, writer)
-    binaries = tuple(_build(plan, parts, writer, watcher))
+    plan = replace(plan, positions=min(plan.positions, graph.context))
+    samples = _samples(plan, origins, watcher, WANTED)
+    if plan.form == "layers":
+        found = find_layer_ranges(graph, tensors, samples.sequences, watcher)
+        ranges = Ranges(found, (), (), {})
+    else:
+        ranges = find_ranges(graph, tensors, samples.sequences, plan.choices, watcher)
+    weights = None if method is None else _weights(plan, origins, method, watcher)
+    parts = Parts(graph, tensors, ranges, plan.weight_bits, weights)
     calibration = Calibration(
         text=samples.origin,
         tokens=samples.count,
         pruned=plan.choices.pruned,
         smoothing=plan.choices.smoothing,
         layer_importance=ranges.layer_importance,
+        gptq=method is not None,
     )
-    return NpuRecord(
+    record = NpuRecord(
         mode=plan.choices.mode,
         rows=plan.rows,
         float_gates=ranges.float_gates,
         activations=ranges.activations,
         calibration=calibration,
-        binaries=binaries,
+        binaries=(),
         tools=versions(),
-        shadow=shadow,
+        shadow=write_shadow(parts, writer),
+        form=plan.form,
+        positions=plan.positions if plan.form == "layers" else 0,
     )
+    binaries = build_graphs(record, parts, plan.socs, writer, watcher, stand_in=plan.stand_in)
+    return replace(record, binaries=tuple(binaries))
 
 
-def _samples(plan: NpuPlan, origins: Origins, watcher: Watcher) -> Samples:
+def _weights(
+    plan: NpuPlan, origins: Origins, method: Method, watcher: Watcher
+) -> dict[str, NpuWeights]:
+    samples = _samples(plan, origins, watcher, method.samples)
+    graph, bits = origins.model.graph, plan.weight_bits
+    return calibrated_weights(graph, origins.weights, bits, samples, method, watcher)
+
+
+def _samples(plan: NpuPlan, origins: Origins, watcher: Watcher, wanted: Wanted) -> Samples:
     """Sequences to calibrate on: as for weights, or random tokens where there are no others."""
-    watcher.start("samples", WANTED.count, "tokens")
+    watcher.start("samples", wanted.count, "tokens")
     if origins.tokenizer is not None or (plan.text is None and origins.start is not None):
         return choose_samples(
-            origins.model, origins.weights, origins.start, origins.tokenizer, plan.text, WANTED
+            origins.model, origins.weights, origins.start, origins.tokenizer, plan.text, wanted
         )
     watcher.note("note: no tokenizer: the NPU's ranges are calibrated on random tokens")
-    graph = origins.model.graph
-    shape = 4, min(WANTED.length, graph.context)
+    graph: Graph = origins.model.graph
+    shape = 4, min(wanted.length, graph.context)
     drawn = np.random.default_rng(0).integers(0, graph.vocabulary, shape, np.int32)
     return Samples(tuple(drawn), "random tokens")
-
-
-def _write_shadow(parts: _Parts, writer: BundleWriter) -> str | None:
-    """Write weights of hot channels, in float16, and factors of channels; None without any.
-
-    From the float weights: the planes that decode reads may have fewer bits than an outlier needs.
-    """
-    arrays: dict[str, NDArray[np.floating]] = {
-        f"{value}.factors": factors for value, factors in parts.ranges.factors.items()
-    }
-    activations = {activation.value: activation for activation in parts.ranges.activations}
-    for piece in static_pieces(parts.graph, parts.ranges.float_gates):
-        for op in piece.linears:
-            outliers = activations[op.x].outliers
-            if outliers is not None and outliers.restored and outliers.hot_channels:
-                columns = parts.tensors.dense(op.weight)[:, list(outliers.hot_channels)].T
-                arrays[f"{op.weight}.hot"] = columns.astype(np.float16)
-    if not arrays:
-        return None
-    path = writer.partial / SHADOW
-    path.parent.mkdir(parents=True, exist_ok=True)
-    layout = {name: Part(str(values.dtype), values.shape) for name, values in arrays.items()}
-    file = TensorFileWriter(path, layout)
-    for name, values in arrays.items():
-        file.write(name, values)
-    file.close()
-    writer.include(SHADOW)
-    return SHADOW
-
-
-def _build(
-    plan: NpuPlan, parts: _Parts, writer: BundleWriter, watcher: Watcher
-) -> Iterator[Binary]:
-    """Lower every piece, and compile it for every SoC."""
-    pieces = static_pieces(parts.graph, parts.ranges.float_gates)
-    with tempfile.TemporaryDirectory(dir=writer.partial) as work:
-        folder = writer.partial / "npu" / "ort" if plan.stand_in else Path(work)
-        models = dict(_lower_all(plan, parts, pieces, folder, watcher))
-        if plan.stand_in:
-            for name, path in models.items():
-                yield Binary(name, STAND_IN, "", _include(path, writer))
-        for soc in plan.socs:
-            watcher.start(f"compiling for {soc.name}", len(models), "graphs")
-            out = writer.partial / "npu" / soc.target.arch / soc.name
-            blocks = plan.weight_bits == 4
-            made = compile_pieces(
-                models, soc, out, lambda _: watcher.advance(1), block_weights=blocks
-            )
-            for name, (path, context) in made.items():
-                files = _include(path, writer), _include(context, writer)
-                yield Binary(name, soc.target, soc.name, *files)
-
-
-def _lower_all(
-    plan: NpuPlan, parts: _Parts, pieces: Sequence[Piece], folder: Path, watcher: Watcher
-) -> Iterator[tuple[str, Path]]:
-    folder.mkdir(parents=True, exist_ok=True)
-    widths = {name: shape[1] for name, shape in parts.graph.shapes().items()}
-    activations: dict[str, Activation] = {a.value: a for a in parts.ranges.activations}
-    watcher.start("NPU graphs", len(pieces), "graphs")
-    for piece in pieces:
-        path = folder / f"{piece.name}.onnx"
-        weights = parts.weights(piece)
-        path.write_bytes(lower(piece, plan.rows, widths, activations, weights, plan.weight_bits))
-        watcher.advance(1)
-        yield piece.name, path
-
-
-def _include(path: Path, writer: BundleWriter) -> str:
-    name = path.relative_to(writer.partial).as_posix()
-    writer.include(name)
-    return name
 
 
 def parse_names(texts: Sequence[str]) -> list[str]:

@@ -141,14 +141,14 @@ def _walk(
                 found.inputs[op.x] = _look(x, layer, readers[op.x], tensors, choices)
             found.clipped[op.out] = _spans(_clipped_product(op, x, found.inputs[op.x], tensors))
         elif isinstance(op, Gate):
-            for name, function in _between(op):
+            for name, function in between(op):
                 found.ranges[name] = _span(function(walk.value(op.gate)))
         before = op
         watcher.advance(1)
     return found
 
 
-def _between(op: Gate) -> Iterator[tuple[str, Callable[[Floats], Floats]]]:
+def between(op: Gate) -> Iterator[tuple[str, Callable[[Floats], Floats]]]:
     """Values between a gate's input and its output, as the NPU computes it in steps."""
     yield f"{op.out}.act", GATES[op.function]
     if op.function == "relu2":
@@ -280,7 +280,7 @@ def _choose(
             elif op.out not in found.inputs:
                 yield _inner(op.out, found, choices.bits, margin)
             if isinstance(op, Gate):
-                for name, _ in _between(op):
+                for name, _ in between(op):
                     yield _inner(name, found, choices.bits, margin)
 
 

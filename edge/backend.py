@@ -168,8 +168,18 @@ class PromptProgram(Protocol):
         ...
 
 
+@runtime_checkable
+class WholeProgram(Program, PromptProgram, Protocol):
+    """A bundle's prefill and decoding on an NPU."""
+
+    @property
+    def positions(self) -> int:
+        """The most tokens that it takes, together."""
+        ...
+
+
 class PromptBackend(Protocol):
-    """What makes prompt programs for one unit."""
+    """What makes programs for one unit that runs prompts, and with some bundles decodes too."""
 
     def fitting(self, bundle: Bundle, machine: Machine) -> list[Target]:
         """The bundle's targets that an NPU of this machine runs, best first; never an emulated."""
@@ -181,6 +191,10 @@ class PromptBackend(Protocol):
 
     def load(self, bundle: Bundle, target: Target, threads: int | None = None) -> PromptProgram:
         """Make the bundle's NPU program ready to run on `target`; `threads` are for the CPU's."""
+        ...
+
+    def load_whole(self, bundle: Bundle, target: Target) -> WholeProgram:
+        """The same, to decode with. Raises UnknownTarget where the program is for prompts alone."""
         ...
 
 
@@ -220,8 +234,8 @@ def backend_for(target: Target) -> Backend:
     """The backend of a target. Raises UnknownTarget where this version has none."""
     if target.unit in PROMPT_BACKENDS:
         raise UnknownTarget(
-            f"target {target}: the NPU runs prompts, not single tokens",
-            f"use --prefill {target}, with --decode for what runs after the prompt",
+            f"target {target}: the NPU runs what a bundle has for it, there is nothing to compile",
+            "use lutra convert --npu SM8650",
         )
     if target.unit not in BACKENDS:
         raise UnknownTarget(

@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.backend import (
+    PROMPT_BACKENDS,
+    Choice,
     Program,
+    WholeProgram,
     backend_for,
     choose_prompt_target,
     choose_target,
@@ -210,15 +213,19 @@ class Model:
     @property
     def place(self) -> str:
         """What it runs on, in words."""
-        program = self.program
-        if isinstance(program, Pair):
-            return f"prefill on {program.prompt.place}, decode on {program.target}"
-        return str(program.target)
+        return self.program.place if isinstance(self.program, Pair) else str(self.program.target)
 
     @property
     def prefill_emulated(self) -> bool:
         """Whether prompts run in emulation, so that their rate means nothing."""
         return isinstance(self.program, Pair) and self.program.prompt.emulated
+
+    @property
+    def decode_emulated(self) -> bool:
+        """Whether decoding runs in emulation, so that its rate means nothing."""
+        if isinstance(self.program, Pair):
+            return self.program.decode_emulated
+        return self.program.target.emulated
 
     @property
     def prefill_timeline(self) -> Timeline | None:
@@ -285,7 +292,8 @@ def load(
     machine lacks some of it, the next one down is used, and a warning says why. `prefill` may be an
     NPU target, which then runs prompts, beside `decode` (`target`, unless given), which runs what
     comes after; "auto" is the machine's NPU, where the bundle has a program for it and no other
-    target is asked for; "cpu" is none. `context` takes less than the bundle's context, to save
+    target is asked for; "cpu" is none. `decode` may be an NPU target where the bundle has whole
+    layers for it. `context` takes less than the bundle's context, to save
     memory. `cache_format` None is what suits the target (`edge.kvcache.default_format`). `threads`
     None is as many as there are fast processors. Raises the errors of `Bundle.open`, UnknownTarget
     where nothing here runs the target, NpuUnavailable, NpuRefused or NpuCrashed where the NPU that
@@ -298,23 +306,52 @@ def load(
     bundle = Bundle.open(path)
     asked = target if decode is None else decode
     prompt = _prompt_target(bundle, prefill, target)
-    chosen = choose_target("auto" if asked == "cpu" else asked, bundle.manifest.artifacts)
-    backend = backend_for(chosen.target)
-    if refusal := backend.refuses(chosen.target, bundle.graph):
-        raise UnknownTarget(f"{path} cannot run on {chosen.target}: {refusal}", "see lutra doctor")
-    limit = bundle.graph.context
+    chosen = _decode_target(bundle, asked)
+    limit = _most_positions(bundle, chosen.target)
     if context is not None and not (_is_count(context) and context <= limit):
         raise UsageError(
             f"context {context!r}, {path} was converted for up to {limit}",
-            f"use 1 to {limit}, or convert again with a larger --context",
+            f"use 1 to {limit}, or convert again for a longer one",
         )
-    program = backend.load(bundle, chosen.target, threads)
-    if prompt is not None:
-        program = Pair(prompt_backend_for(prompt).load(bundle, prompt, threads), program)
+    program = _load_program(bundle, chosen.target, prompt, threads)
     if chosen.note:
         warnings.warn(chosen.note, LesserTarget, stacklevel=2)
     form = cache_format or default_format(chosen.target)
     return Model(bundle, program, context or limit, form, chosen.note)
+
+
+def _decode_target(bundle: Bundle, asked: str) -> Choice:
+    """What decodes: an NPU as it was asked for, or else what this machine runs of it."""
+    if asked.startswith("npu:") and (npu := Target.parse(asked)).unit in PROMPT_BACKENDS:
+        return Choice(npu)
+    chosen = choose_target("auto" if asked == "cpu" else asked, bundle.manifest.artifacts)
+    if refusal := backend_for(chosen.target).refuses(chosen.target, bundle.graph):
+        what = f"{bundle.folder} cannot run on {chosen.target}: {refusal}"
+        raise UnknownTarget(what, "see lutra doctor")
+    return chosen
+
+
+def _most_positions(bundle: Bundle, decode: Target) -> int:
+    """The longest context: on an NPU, its graphs' keys and values have a fixed number of places."""
+    npu = bundle.manifest.npu
+    if decode.unit in PROMPT_BACKENDS and npu is not None and npu.positions:
+        return npu.positions
+    return bundle.graph.context
+
+
+def _load_program(
+    bundle: Bundle, decode: Target, prompt: Target | None, threads: int | None
+) -> Program:
+    """What decodes, beside what runs prompts where that is another."""
+    if decode.unit in PROMPT_BACKENDS:
+        program: Program = prompt_backend_for(decode).load_whole(bundle, decode)
+    else:
+        program = backend_for(decode).load(bundle, decode, threads)
+    if isinstance(program, WholeProgram) and prompt in (None, decode):
+        return Pair(program, program)
+    if prompt is None:
+        return program
+    return Pair(prompt_backend_for(prompt).load(bundle, prompt, threads), program)
 
 
 def _prompt_target(bundle: Bundle, prefill: str, target: str) -> Target | None:

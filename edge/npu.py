@@ -15,18 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.graph import Graph
-from edge.pieces import Piece, static_pieces
+from edge.pieces import Piece, layer_pieces, static_pieces
 from edge.records import make
 from edge.target import Target
 
 # Bits of weights and of activations. w8a8 alone leaves outliers to the CPU; 16 bits hold them.
 Mode = Literal["w8a8", "w8a16", "w4a16"]
 
+# What is on the NPU: projections between the CPU's float ops, or layers whole.
+Form = Literal["pieces", "layers"]
+
 # Chunk lengths that NPU graphs are made for.
 CHUNKS = (32, 64, 128, 256)
 
 Floats = NDArray[np.float32]
-Codes = NDArray[np.unsignedinteger[Any]]
+Codes = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Activation:
 
     `low` and `high` are the ends of what calibration saw. `scaled` says that each channel is
     divided by a factor of its own before, which the weights have in them. `outliers` is given for
-    inputs of projections.
+    inputs of projections. `signed` codes have their zero in the middle, as keys and values must:
+    the HTP takes one factor of a product of two activations in no other form of 16 bits.
     """
 
     value: str
@@ -64,16 +68,28 @@ class Activation:
     high: float
     scaled: bool = False
     outliers: Outliers | None = None
+    signed: bool = False
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the codes."""
+        return np.dtype(f"{'int' if self.signed else 'uint'}{self.bits}")
 
     @property
     def least(self) -> np.float32:
         """The smallest value inside the range."""
-        return np.float32(-self.zero * self.scale)
+        return np.float32((self._codes[0] - self.zero) * self.scale)
 
     @property
     def most(self) -> np.float32:
         """The largest value inside the range."""
-        return np.float32(((1 << self.bits) - 1 - self.zero) * self.scale)
+        return np.float32((self._codes[1] - self.zero) * self.scale)
+
+    @property
+    def _codes(self) -> tuple[int, int]:
+        """The ends of the codes; signed ones are as many on either side."""
+        top = (1 << (self.bits - self.signed)) - 1
+        return (-top if self.signed else 0), top
 
     @property
     def restored(self) -> bool:
@@ -83,8 +99,8 @@ class Activation:
         """Codes of float values; those outside of the range are clipped."""
         codes = np.rint(values / np.float32(self.scale))
         codes += np.float32(self.zero)
-        np.clip(codes, 0, (1 << self.bits) - 1, out=codes)
-        return codes.astype(np.uint8 if self.bits == 8 else np.uint16)
+        np.clip(codes, *self._codes, out=codes)
+        return codes.astype(self.dtype)
 
     def decode(self, codes: Codes) -> Floats:
         """Float values of codes."""
@@ -105,12 +121,19 @@ def spanning(value: str, bits: int, low: float, high: float) -> Activation:
     return Activation(value, bits, scale, min(round(-low / scale), levels), low, high)
 
 
+def balanced(value: str, low: float, high: float) -> Activation:
+    """Signed codes of 16 bits that reach as far on either side."""
+    peak = max(-low, high, 1e-12)
+    return Activation(value, 16, float(np.float32(peak / 32767)), 0, low, high, signed=True)
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Where the ranges come from: the text, its length, and the choices that were made.
 
     `pruned` is the share of layers, the least important ones, whose outliers are not restored.
     `smoothing` is SmoothQuant's alpha, 0 for none. `layer_importance` is each layer's largest.
+    `gptq` says that weights were found by calibration, and not rounded to nearest.
     """
 
     text: str
@@ -118,13 +141,17 @@ class Calibration:
     pruned: float
     smoothing: float
     layer_importance: tuple[float, ...]
+    gptq: bool = False
 
 
 @dataclass(frozen=True)
 class Binary:
-    """A piece made ready for a target; `soc` is empty for graphs that are not compiled.
+    """A graph made ready for a target; `soc` is empty for graphs that are not compiled.
 
-    `path` is the ONNX file to open, `context` the context binary beside it that it refers to.
+    `piece` is the graph's name: that of its piece, and for layers of its chunk length too. `path`
+    is the ONNX file to open, `context` the context binary beside it that it refers to. A `shared`
+    one has all graphs, and weights that two of them read once; Qualcomm's emulation does not load
+    it.
     """
 
     piece: str
@@ -132,6 +159,7 @@ class Binary:
     soc: str
     path: str
     context: str | None = None
+    shared: bool = False
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -142,7 +170,8 @@ class Binary:
 class NpuRecord:
     """The NPU program of a bundle.
 
-    `rows` is the chunk length. `float_gates` are the gates that the CPU computes. `shadow` is the
+    `rows` is the chunk length; whole layers have graphs for one token too, and take `positions` of
+    them at most. `float_gates` are the gates that the CPU computes. `shadow` is the
     file of outlier weights, those of hot channels, and of channels' factors. `tools` are the
     versions of what made the binaries.
     """
@@ -155,9 +184,13 @@ class NpuRecord:
     binaries: tuple[Binary, ...]
     tools: Mapping[str, str]
     shadow: str | None = None
+    form: Form = "pieces"
+    positions: int = 0
 
     def pieces(self, graph: Graph) -> tuple[Piece, ...]:
         """The graph's pieces, cut as this program was."""
+        if self.form == "layers":
+            return layer_pieces(graph)
         return static_pieces(graph, self.float_gates)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.backend import Program, PromptProgram
+from edge.backend import Program, PromptProgram, WholeProgram
 from edge.kvcache import KVCache
 from edge.target import Target
 
@@ -24,6 +24,19 @@ class Pair:
     def target(self) -> Target:
         """Decode's."""
         return self.decode.target
+
+    @property
+    def place(self) -> str:
+        """What they run on, in words."""
+        decode = self.decode.place if isinstance(self.decode, WholeProgram) else self.target
+        return f"prefill on {self.prompt.place}, decode on {decode}"
+
+    @property
+    def decode_emulated(self) -> bool:
+        """Whether decoding runs in emulation, where times mean nothing."""
+        if isinstance(self.decode, WholeProgram):
+            return self.decode.emulated
+        return self.target.emulated
 
     @property
     def chunks(self) -> tuple[int, ...]:

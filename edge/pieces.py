@@ -45,10 +45,7 @@ def segments(graph: Graph, float_gates: Collection[str] = ()) -> list[Float | Pi
 
     `float_gates` are the values of gates that stay on the CPU; they part a feed-forward in two.
     """
-    readers: dict[str, set[str]] = {}
-    for op in graph.ops():
-        for name in op.inputs():
-            readers.setdefault(name, set()).add(op.out)
+    readers = _readers(graph)
     made: list[Float | Piece] = []
     for subgraph in graph.subgraphs:
         if subgraph.kind != "head":
@@ -59,6 +56,25 @@ def segments(graph: Graph, float_gates: Collection[str] = ()) -> list[Float | Pi
 def static_pieces(graph: Graph, float_gates: Collection[str] = ()) -> tuple[Piece, ...]:
     """The graph's pieces in order."""
     return tuple(s for s in segments(graph, float_gates) if isinstance(s, Piece))
+
+
+def layer_pieces(graph: Graph) -> tuple[Piece, ...]:
+    """Whole layers as pieces, in order."""
+    readers = _readers(graph)
+    layers: dict[int, list[Op]] = {}
+    for subgraph in graph.subgraphs:
+        if subgraph.layer is not None:
+            layers.setdefault(subgraph.layer, []).extend(subgraph.ops)
+    return tuple(_piece(f"layers.{layer}", ops, readers) for layer, ops in layers.items())
+
+
+def _readers(graph: Graph) -> dict[str, set[str]]:
+    """For each value, the values that are made from it."""
+    readers: dict[str, set[str]] = {}
+    for op in graph.ops():
+        for name in op.inputs():
+            readers.setdefault(name, set()).add(op.out)
+    return readers
 
 
 def _cut(

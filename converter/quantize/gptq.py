@@ -8,6 +8,7 @@ The error is that of the layer's output, tr((Q - W) H (Q - W)^T), H the mean of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,8 @@ from edge.formats import Format
 Matrix = NDArray[np.float64]
 
 BLOCK = 128
+
+Snap = Callable[[Grid], Grid]
 
 
 @dataclass(frozen=True)
@@ -86,18 +89,20 @@ def quantize(
     curvature: Curvature,
     grid: Grid | None = None,
     loops: Loops | None = None,
+    snap: Snap | None = None,
 ) -> tuple[Grid, Floats]:
     """The grid and codes [rows, width] that come closest to `target` in the layer's output.
 
-    `grid` is searched for where it is not given; a ternary one with one scale must be. Raises
-    MissingDependency without Numba, unless other `loops` are given.
+    `grid` is searched for where it is not given; a ternary one with one scale must be. `snap` turns
+    a grid into the nearest that can be stored, where not all can. Raises MissingDependency without
+    Numba, unless other `loops` are given.
     """
-    loops = loops or compiled()
-    grid = grid or search_grid(form, target, curvature.energy)
+    loops, snap = loops or compiled(), snap or (lambda any_grid: any_grid)
+    grid = snap(grid or search_grid(form, target, curvature.energy))
     codes = compensate(grid, target, curvature, loops)
     for _ in range(curvature.effort.rounds):
         if form.granularity != "tensor":
-            grid = fit_scales(grid, codes, target, curvature)
+            grid = snap(fit_scales(grid, codes, target, curvature))
         codes = descend(grid, codes, target, curvature, loops)
     return grid, codes
 

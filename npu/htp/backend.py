@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpu.codegen.cache import cache_folder
 from edge.backend import kernels_for
 from edge.bundle import Bundle
-from edge.errors import NpuRefused, NpuUnavailable
+from edge.errors import NpuRefused, NpuUnavailable, UnknownTarget
 from edge.npu import Binary, NpuRecord
-from edge.pieces import Piece
 from edge.target import Machine, Target
 from npu.htp.context import check_header
 from npu.htp.device import this_soc
 from npu.htp.floats import Floats, NumpyFloats
+from npu.htp.graphs import Ends, graph_ends
 from npu.htp.guard import run_child
-from npu.htp.lower import padded_width
+from npu.htp.layers import LayersProgram
 from npu.htp.native import NativeFloats, lacking
-from npu.htp.program import HtpProgram, Placed
+from npu.htp.placed import STAND_IN, place
+from npu.htp.program import HtpProgram
 from npu.htp.provider import (
     cpu_session,
     emulated,
@@ -35,8 +35,6 @@ from npu.htp.socs import SOCS
 
 if TYPE_CHECKING:
     import onnxruntime
-
-STAND_IN = Target("npu", "ort")
 
 
 class HtpBackend:
@@ -55,9 +53,11 @@ class HtpBackend:
             load_onnxruntime()
         else:
             load_qnn()
-        return _place(target).text
+        return place(target).text
 
-    def load(self, bundle: Bundle, target: Target, threads: int | None = None) -> HtpProgram:
+    def load(
+        self, bundle: Bundle, target: Target, threads: int | None = None
+    ) -> HtpProgram | LayersProgram:
         """Make the bundle's NPU program ready on `target`; `threads` are for the CPU's part.
 
         Raises NpuUnavailable where the bundle has none for it, or this machine nothing to run it
@@ -66,11 +66,24 @@ class HtpBackend:
         record, made = _record(bundle), sessions(bundle, target)
         # beside the stand-in, which has one thread, the CPU has one as well
         floats = _floats(bundle, 1 if target == STAND_IN else threads)
-        return HtpProgram(bundle, record, _place(target), made, _shadow(bundle, record), floats)
+        if record.form == "layers":
+            return LayersProgram(bundle, record, place(target), made, floats)
+        return HtpProgram(bundle, record, place(target), made, _shadow(bundle, record), floats)
+
+    def load_whole(self, bundle: Bundle, target: Target) -> LayersProgram:
+        """The same, to decode with. Raises UnknownTarget where the program is for prompts alone."""
+        program = self.load(bundle, target) if _record(bundle).form == "layers" else None
+        if not isinstance(program, LayersProgram):
+            raise UnknownTarget(
+                f"{bundle.folder}: its NPU program is for prompts, not for single tokens",
+                f"use --prefill {target}, with --decode for what runs after the prompt; or convert "
+                "again with --npu-form layers",
+            )
+        return program
 
 
 def sessions(bundle: Bundle, target: Target) -> dict[str, onnxruntime.InferenceSession]:
-    """The pieces of a bundle's NPU program on `target`, by name, each checked; raises as `load`."""
+    """The graphs of a bundle's NPU program on `target`, by name, each checked; raises as `load`."""
     record = _record(bundle)
     binaries = _choose(bundle, record, target)
     _check_files(bundle, binaries)
@@ -78,21 +91,13 @@ def sessions(bundle: Bundle, target: Target) -> dict[str, onnxruntime.InferenceS
         load_qnn()
         _try_first(bundle, binaries)
     made = {}
-    for piece in record.pieces(bundle.graph):
-        path = bundle.folder / binaries[piece.name].path
-        session = cpu_session(path) if target == STAND_IN else qnn_session(path)
-        _check_session(session, path, piece, bundle, record)
-        made[piece.name] = session
+    for name, ends in graph_ends(bundle.graph, record).items():
+        binary = binaries[name]
+        path = bundle.folder / binary.path
+        stand_in = target == STAND_IN
+        made[name] = cpu_session(path) if stand_in else qnn_session(path, shared=binary.shared)
+        _check_session(made[name], path, ends)
     return made
-
-
-def _place(target: Target) -> Placed:
-    if target == STAND_IN:
-        text = f"{target} (ONNX Runtime's CPU provider, standing in for an NPU)"
-        return Placed(target, text, emulated=False)
-    if emulated():
-        return Placed(target, f"{target} (Qualcomm's emulation)", emulated=True)
-    return Placed(target, str(target), emulated=False)
 
 
 def _record(bundle: Bundle) -> NpuRecord:
@@ -105,8 +110,12 @@ def _record(bundle: Bundle) -> NpuRecord:
 
 
 def _choose(bundle: Bundle, record: NpuRecord, target: Target) -> dict[str, Binary]:
-    """The target's binaries by piece: on a phone its own SoC's, in emulation any."""
-    fitting = [binary for binary in record.binaries if binary.target == target]
+    """The target's binaries by graph: on a phone its own SoC's, in emulation any.
+
+    Whole layers come from their shared binary on a phone; the emulation ends the process there.
+    """
+    shared = record.form == "layers" and target != STAND_IN and not emulated()
+    fitting = [b for b in record.binaries if b.target == target and b.shared == shared]
     if target != STAND_IN and not emulated():
         fitting = [binary for binary in fitting if binary.soc == this_soc()]
     if fitting:
@@ -123,14 +132,19 @@ def _listed(record: NpuRecord) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
+def _files(binaries: dict[str, Binary]) -> list[str]:
+    """All files of binaries, each once: a shared one is of many."""
+    return list(dict.fromkeys(name for binary in binaries.values() for name in binary.files))
+
+
 def _check_files(bundle: Bundle, binaries: dict[str, Binary]) -> None:
     """Compare SHA-256, which context binaries have none of their own of, and headers.
 
     An altered one often loads, and computes something else.
     """
+    for name in _files(binaries):
+        bundle.checked(name)
     for binary in binaries.values():
-        for name in binary.files:
-            bundle.checked(name)
         if binary.context is not None:
             soc = SOCS[binary.soc]
             check_header(bundle.folder / binary.context, soc.number, soc.version)
@@ -141,9 +155,7 @@ def _try_first(bundle: Bundle, binaries: dict[str, Binary]) -> None:
 
     That they loaded is remembered for these files with these versions.
     """
-    hashes = [
-        bundle.manifest.files[name].sha256 for binary in binaries.values() for name in binary.files
-    ]
+    hashes = [bundle.manifest.files[name].sha256 for name in _files(binaries)]
     key = hashlib.sha256(json.dumps([hashes, versions()]).encode()).hexdigest()
     mark = cache_folder() / f"{key}.loads"
     if mark.exists():
@@ -152,34 +164,26 @@ def _try_first(bundle: Bundle, binaries: dict[str, Binary]) -> None:
         {"name": binary.piece, "path": str(bundle.folder / binary.path)}
         for binary in binaries.values()
     ]
-    run_child({"verb": "load", "items": items}, lambda _: None)
+    shared = any(binary.shared for binary in binaries.values())
+    run_child({"verb": "load", "shared": shared, "items": items}, lambda _: None)
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
 
 
-def _check_session(
-    session: Any, path: Path, piece: Piece, bundle: Bundle, record: NpuRecord
-) -> None:
+def _check_session(session: Any, path: Path, ends: Ends) -> None:
     """Inputs and outputs must be those that the program will give and take."""
-    activations, shapes = record.by_value(), bundle.graph.shapes()
-
-    def described(name: str, width: int) -> tuple[str, str, list[int]]:
-        return name, f"tensor(uint{activations[name].bits})", [record.rows, width]
-
     need = [
-        described(name, padded_width(shapes[name][1], record.weight_bits)) for name in piece.inputs
-    ] + [described(name, shapes[name][1]) for name in piece.outputs]
-    found = [(one.name, one.type, list(one.shape)) for one in _ends(session)]
+        (end.name, f"tensor({end.activation.dtype})", list(end.shape))
+        for end in (*ends.inputs, *ends.outputs)
+    ]
+    listed = [*session.get_inputs(), *session.get_outputs()]
+    found = [(one.name, one.type, list(one.shape)) for one in listed]
     if sorted(found) != sorted(need):
         wrong = next(one for one in [*found, *need] if one not in found or one not in need)
         raise NpuRefused(
             f"{path}: does not fit the manifest at {wrong[0]} ({wrong[1]} {wrong[2]})",
             "convert the model again",
         )
-
-
-def _ends(session: Any) -> Sequence[Any]:
-    return [*session.get_inputs(), *session.get_outputs()]
 
 
 def _floats(bundle: Bundle, threads: int | None) -> Floats:

@@ -1,4 +1,4 @@
-"""A bundle's NPU graphs on Qualcomm's emulation, piece by piece, each beside its plain twin.
+"""A bundle's NPU graphs on Qualcomm's emulation, one by one, each beside its plain twin.
 
 The twin is the graph before it was compiled, on ONNX Runtime's CPU provider, which computes in
 float between the same roundings.
@@ -13,10 +13,13 @@ import numpy as np
 from edge.bundle import Bundle
 from edge.check import Check, compare
 from edge.errors import NpuUnavailable
-from edge.npu import Activation, Codes, NpuRecord
+from edge.npu import Codes
 from edge.target import Target
-from npu.htp.backend import STAND_IN, sessions
-from npu.htp.lower import padded_width
+from npu.htp.backend import sessions
+from npu.htp.graphs import Ends, graph_ends
+from npu.htp.layer import MASK, MASKED
+from npu.htp.nodes import End
+from npu.htp.placed import STAND_IN
 
 # Of an output's norm, twice to ten times what tiny models have (emulated: 5e-3, 6e-5, 3e-2): the
 # HTP rounds inside of its ops where the twin computes in float, and more with scales of blocks.
@@ -39,40 +42,41 @@ def targets(bundle: Bundle) -> list[Target]:
 
 def output_count(bundle: Bundle) -> int:
     """How many checks `check` makes."""
-    record = bundle.manifest.npu
-    assert record is not None  # `targets` found one
-    return sum(len(piece.outputs) for piece in record.pieces(bundle.graph))
+    return sum(len(ends.outputs) for ends in _ends(bundle).values())
 
 
 def check(bundle: Bundle, target: Target) -> Iterator[Check]:
-    """Run every piece on random codes; yields a check for each of its outputs.
+    """Run every graph on random codes; yields a check for each of its outputs.
 
     Raises MissingDependency without Qualcomm's emulation, and what `backend.sessions` does.
     """
     record = bundle.manifest.npu
     assert record is not None  # `targets` found one
     compiled, plain = sessions(bundle, target), sessions(bundle, STAND_IN)
-    activations, rng = record.by_value(), np.random.default_rng(0)
-    widths = {name: shape[1] for name, shape in bundle.graph.shapes().items()}
-    for piece in record.pieces(bundle.graph):
-        given = {
-            name: _codes(activations[name], record, widths[name], rng) for name in piece.inputs
-        }
-        outputs = list(piece.outputs)
-        made, want = (by[piece.name].run(outputs, given) for by in (compiled, plain))
-        weights = {op.out: op.weights() for op in piece.ops}
-        for name, a, b in zip(outputs, made, want, strict=True):
-            subject = weights[name][0] if weights[name] else name
-            values = activations[name].decode(a), activations[name].decode(b)
-            yield compare(f"{target} {piece.name}", subject, *values, _MOST[record.mode])
+    rng = np.random.default_rng(0)
+    weights = {op.out: op.weights() for op in bundle.graph.ops()}
+    for graph, ends in _ends(bundle).items():
+        given = {end.name: _codes(end, rng) for end in ends.inputs}
+        names = [end.name for end in ends.outputs]
+        made, want = (by[graph].run(names, given) for by in (compiled, plain))
+        for end, a, b in zip(ends.outputs, made, want, strict=True):
+            subject = (weights.get(end.name) or [end.name])[0]
+            values = end.activation.decode(a), end.activation.decode(b)
+            yield compare(f"{target} {graph}", subject, *values, _MOST[record.mode])
 
 
-def _codes(
-    activation: Activation, record: NpuRecord, width: int, rng: np.random.Generator
-) -> Codes:
-    """Random values within an activation's range, as the NPU is given them, [rows, padded]."""
+def _ends(bundle: Bundle) -> dict[str, Ends]:
+    record = bundle.manifest.npu
+    assert record is not None  # `targets` found one
+    return graph_ends(bundle.graph, record)
+
+
+def _codes(end: End, rng: np.random.Generator) -> Codes:
+    """Random values within an input's range, as the NPU is given them; a mask hides half."""
+    activation = end.activation
+    if end.name == MASK:
+        hidden = rng.integers(0, 2, end.shape)
+        return activation.encode(np.float32(MASKED) * hidden.astype(np.float32))
     spread = max(abs(activation.least), abs(activation.most)) / 3
-    values = rng.normal(scale=spread, size=(record.rows, width)).astype(np.float32)
-    codes = activation.encode(np.clip(values, activation.least, activation.most))
-    pad = (0, 0), (0, padded_width(width, record.weight_bits) - width)
-    return np.pad(codes, pad, constant_values=activation.zero)
+    values = rng.normal(scale=spread, size=end.shape).astype(np.float32)
+    return activation.encode(np.clip(values, activation.least, activation.most))

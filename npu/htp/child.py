@@ -18,11 +18,14 @@ from npu.htp.provider import qnn_session
 def main(path: str) -> int:
     """Do the job in a file; returns the exit code."""
     job = json.loads(Path(path).read_text(encoding="utf-8"))
+    kept = []  # what shares a binary, until the last has been made
     try:
         for item in job["items"]:
             _say({"begun": item["name"]})
-            made = _compile(job, item) if job["verb"] == "compile" else _load(item)
-            _say({"done": item["name"], **made})
+            kept.append(_compile(job, item) if job["verb"] == "compile" else _load(job, item))
+            if not job["shared"]:
+                kept.clear()
+            _say({"done": item["name"]})
     except LutraError as error:
         kind = type(error).__name__
         _say({"error": {"kind": kind, "what": error.what, "cure": error.cure}})
@@ -43,17 +46,16 @@ def compile_options(soc: int, trace: Path, *, block_weights: bool) -> dict[str, 
     return options | ({"enable_block_quant_weight_optimization": "1"} if block_weights else {})
 
 
-def _compile(job: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
+def _compile(job: dict[str, Any], item: dict[str, Any]) -> object:
     out = Path(item["out"])
     trace = Path(item["trace"])
     options = compile_options(job["soc"], trace, block_weights=job["block_weights"])
-    qnn_session(Path(item["onnx"]), options, context=out)
-    return {}
+    last = job["shared"] and item is job["items"][-1]
+    return qnn_session(Path(item["onnx"]), options, context=out, shared=job["shared"], last=last)
 
 
-def _load(item: dict[str, Any]) -> dict[str, Any]:
-    qnn_session(Path(item["path"]))
-    return {}
+def _load(job: dict[str, Any], item: dict[str, Any]) -> object:
+    return qnn_session(Path(item["path"]), shared=job["shared"])
 
 
 def _say(values: dict[str, Any]) -> None:

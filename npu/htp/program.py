@@ -19,9 +19,10 @@ from edge.npu import Codes, NpuRecord
 from edge.pieces import Piece
 from edge.reference import Step, Values
 from edge.schedule import IN_ORDER, Action, Rule, Timeline, best_rule, run
-from edge.target import Target
+from npu.htp.chunks import cut
 from npu.htp.floats import Floats
 from npu.htp.lower import padded_width
+from npu.htp.placed import Placed
 from npu.htp.shadow import Extracted, ShadowWeights
 from npu.htp.stages import OUTLIERS, FloatWork, PieceWork, make_stages, needed_later
 
@@ -30,15 +31,6 @@ if TYPE_CHECKING:
 
 # Seconds that a job is expected to take before any was measured: a piece, and what is between two.
 _FIRST_GUESS_S = {NPU: 2e-3, "cpu": 1e-3}
-
-
-@dataclass(frozen=True)
-class Placed:
-    """Where a program runs: its target, and in words, with what stands in for it."""
-
-    target: Target
-    text: str
-    emulated: bool
 
 
 @dataclass
@@ -116,13 +108,10 @@ class HtpProgram:
 
     def _chunks(self, tokens: NDArray[np.int32], cache: KVCache, logit_rows: int) -> list[Chunk]:
         """Chunks of `rows` tokens, each at its position in one cache; the last may be shorter."""
-        chunks = []
-        for first in range(0, len(tokens), self.rows):
-            ids = tokens[first : first + self.rows]
-            wanted = max(len(ids) - max(len(tokens) - logit_rows - first, 0), 0)
-            view = cache.at(cache.length + first)
-            chunks.append(Chunk(Step(ids, len(ids), wanted, view, {})))
-        return chunks
+        return [
+            Chunk(Step(c.tokens, len(c.tokens), c.logit_rows, cache.at(cache.length + c.first), {}))
+            for c in cut(tokens, self.rows, logit_rows)
+        ]
 
     # Scheduling.
 

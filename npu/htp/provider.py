@@ -37,12 +37,19 @@ def cpu_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def qnn_session(
-    path: Path, options: Mapping[str, str] | None = None, *, context: Path | None = None
+    path: Path,
+    options: Mapping[str, str] | None = None,
+    *,
+    context: Path | None = None,
+    shared: bool = False,
+    last: bool = False,
 ) -> onnxruntime.InferenceSession:
     """A graph or a context binary on the HTP, real or emulated.
 
     `options` are the provider's. With `context`, the graph's context binary is written beside that
-    ONNX file. Raises NpuUnavailable without the provider, NpuRefused where it does not take all.
+    ONNX file. `shared` sessions have one binary, and weights that are the same once; it is written
+    with the `last` of them, so all must be kept until then. Raises NpuUnavailable without the
+    provider, NpuRefused where it does not take all.
     """
     ort = load_onnxruntime()
     library = load_qnn()
@@ -52,6 +59,10 @@ def qnn_session(
         chosen.add_session_config_entry("ep.context_enable", "1")
         chosen.add_session_config_entry("ep.context_embed_mode", "0")
         chosen.add_session_config_entry("ep.context_file_path", str(context))
+    if shared:
+        chosen.add_session_config_entry("ep.share_ep_contexts", "1")
+    if last:
+        chosen.add_session_config_entry("ep.stop_share_ep_contexts", "1")
     settings = {"backend_path": library.get_qnn_htp_path(), **(options or {})}
     if not Path(settings["backend_path"]).is_file():
         raise NpuUnavailable(f"no NPU library at {settings['backend_path']}", _CURE)

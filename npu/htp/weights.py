@@ -6,12 +6,13 @@ The NPU's own copy, made from float weights at conversion; the planes that decod
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Number = TypeVar("Number", bound=np.number[Any])
 
 # Weights along the input that share a scale at 4 bits.
 BLOCK = 32
@@ -29,6 +30,16 @@ class Weights:
     scales: Floats
     bits: int
 
+    def padded(self, out: int) -> Weights:
+        """The same with zeros behind the outputs, up to `out` of them."""
+        more = (0, 0), (0, out - self.codes.shape[1])
+        scales = np.pad(self.scales, more[-self.scales.ndim :], constant_values=1)
+        return Weights(np.pad(self.codes, more), scales, self.bits)
+
+    def scaled(self, factors: Floats) -> Weights:
+        """The same with each output times its factor [out]."""
+        return Weights(self.codes, (self.scales * factors).astype(np.float32), self.bits)
+
     def dequantized(self) -> Floats:
         """Float values [in, out]."""
         scales = np.repeat(self.scales, BLOCK, axis=0) if self.bits == 4 else self.scales
@@ -37,8 +48,13 @@ class Weights:
 
 
 def quantize(rows: Floats, bits: int) -> Weights:
-    """Quantize float weights [out, in], whose `in` is a multiple of BLOCK at 4 bits."""
-    return _blocks(rows.T) if bits == 4 else _channels(rows.T)
+    """Quantize float weights [out, in]; at 4 bits, zeros are added to `in` up to whole blocks."""
+    return _blocks(in_blocks(rows).T) if bits == 4 else _channels(rows.T)
+
+
+def in_blocks(rows: NDArray[Number]) -> NDArray[Number]:
+    """Rows with zeros behind them, up to whole blocks."""
+    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK)))
 
 
 def _channels(columns: Floats) -> Weights:

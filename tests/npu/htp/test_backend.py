@@ -168,7 +168,7 @@ def test_a_child_that_dies_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     script.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(script))
     with pytest.raises(NpuCrashed, match=r"layers\.3\.qkv: .* died with SIGSEGV"):
-        run_child({"verb": "load", "items": []}, lambda _: None)
+        run_child({"verb": "load", "shared": False, "items": []}, lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_ops_that_it_refuses_or_runs_in_float_are_named(
     import onnx
     from onnx import TensorProto, helper
 
-    from npu.htp.compile import compile_pieces
+    from npu.htp.compile import compile_graphs
     from npu.htp.socs import find_soc
 
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [4, 4]) for n in ("x", "y"))
@@ -191,7 +191,7 @@ def test_ops_that_it_refuses_or_runs_in_float_are_named(
     path, out = tmp_path / "float.onnx", tmp_path / "out"
     onnx.save(model, str(path))
     with pytest.raises(NpuRefused, match=named):
-        compile_pieces(
+        compile_graphs(
             {"float": path}, find_soc("SM8650"), out, lambda _: None, block_weights=False
         )
 
