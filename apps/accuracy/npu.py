@@ -31,21 +31,37 @@ from converter.sources.tokenizer import read_tokenizer
 from converter.watch import Watcher
 from edge.errors import UsageError
 from edge.model import load
+from edge.npu import Form
 from edge.pair import Pair
 from npu.htp.program import HtpProgram
 
-# Modes by what they are called in the table.
-MODES = {
-    "w8a8, not restored": Choices("w8a8", pruned=1.0),
-    "w8a8, not restored, rotated": Choices("w8a8", pruned=1.0),
-    "w8a8, 85 % of layers pruned": Choices("w8a8", pruned=0.85),
-    "w8a8, outliers restored": Choices("w8a8"),
-    "w8a16": Choices("w8a16"),
-    "w4a16 blocks": Choices("w4a16"),
-}
 
-# Those whose weights have rotations folded in (converter/rotate.py).
-ROTATED = {"w8a8, not restored, rotated"}
+@dataclass(frozen=True)
+class Setting:
+    """How a program is made: its ranges, its form, and how its weights are found.
+
+    `rotated` weights have rotations folded in (converter/rotate.py).
+    """
+
+    choices: Choices
+    form: Form = "pieces"
+    quality: str = "fast"
+    rotated: bool = False
+
+
+# Settings by what they are called in the table.
+MODES = {
+    "w8a8, not restored": Setting(Choices("w8a8", pruned=1.0)),
+    "w8a8, not restored, rotated": Setting(Choices("w8a8", pruned=1.0), rotated=True),
+    "w8a8, 85 % of layers pruned": Setting(Choices("w8a8", pruned=0.85)),
+    "w8a8, outliers restored": Setting(Choices("w8a8")),
+    "w8a16": Setting(Choices("w8a16")),
+    "w4a16 blocks": Setting(Choices("w4a16")),
+    "w4a16 blocks, good": Setting(Choices("w4a16"), quality="good"),
+    "layers, w8a16": Setting(Choices("w8a16"), "layers"),
+    "layers, w4a16 blocks": Setting(Choices("w4a16"), "layers"),
+    "layers, w4a16 blocks, good": Setting(Choices("w4a16"), "layers", "good"),
+}
 
 _HEAD = ("model", "mode", "KL", "same top token", "perplexity", "against float", "CPU's share")
 
@@ -82,8 +98,8 @@ def measure(
     watcher.start("modes", 2 * len(MODES), "modes")
     for name, source in (("as it is", checkpoint), ("outliers planted", folder / "planted")):
         yield _float_row(name, source, exact)
-        for mode, choices in MODES.items():
-            yield _row(name, mode, source, folder, prefill, choices, exact)
+        for mode, setting in MODES.items():
+            yield _row(name, mode, source, folder, prefill, setting, exact)
             watcher.advance(1)
 
 
@@ -99,15 +115,29 @@ def _row(
     source: Path,
     folder: Path,
     prefill: str,
-    choices: Choices,
+    setting: Setting,
     exact: Exact,
 ) -> Row:
     out = folder / "bundle.lutra"
+    choices = setting.choices
     plan = plan_npu(
-        [prefill], 32, mode=choices.mode, pruned=choices.pruned, smoothing=choices.smoothing
+        [prefill],
+        32,
+        mode=choices.mode,
+        pruned=choices.pruned,
+        smoothing=choices.smoothing,
+        form=setting.form,
     )
-    rotated = mode in ROTATED
-    convert(source, out, weights="f32", chunk=32, npu=plan, rotated=rotated, overwrite=True)
+    convert(
+        source,
+        out,
+        weights="f32",
+        chunk=32,
+        quality=setting.quality,
+        npu=plan,
+        rotated=setting.rotated,
+        overwrite=True,
+    )
     model = load(out, target="ref", prefill=prefill, cache_format="f32")
     score = exact.score(each(model.logits, exact.samples.sequences))
     assert isinstance(model.program, Pair)

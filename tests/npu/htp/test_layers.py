@@ -1,0 +1,151 @@
+"""Whole layers on an NPU, with ONNX Runtime standing in for it: prompts, and decoding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edge
+from converter.convert import convert
+from converter.models import model_types
+from converter.npu import plan_npu
+from converter.synth import synthesize
+from edge.errors import PromptTooLong, UnsupportedMath, UsageError
+from edge.npu import Mode
+from edge.pair import Pair
+from npu.htp.layers import LayersProgram
+from tests.golden.variants import VARIANTS, token_ids
+from tests.npu.htp.conftest import MakeBundle
+from tests.npu.htp.measure import divergence
+
+# Mean KL divergence in nats a token that each mode may cost tiny models of random weights: what
+# rounding their weights costs, the second digit the same as with pieces.
+BOUNDS = {"w8a16": 0.004, "w4a16": 0.1}
+
+# One tiny model of each architecture that a layer can be whole of, and one with biases.
+MODELS = [n for n in VARIANTS if n in {*model_types(), "llama_mlp_bias"} - {"bitnet"}]
+
+# Those whose math differs: biases, a norm of heads, softcap and windows.
+OTHERS = ("llama_mlp_bias", "qwen3", "gemma2")
+
+
+def whole(bundle: Path, prefill: str = "npu:ort", decode: str = "npu:ort") -> edge.Model:
+    return edge.load(bundle, prefill=prefill, decode=decode, cache_format="f32")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [(n, "w8a16") for n in MODELS] + [(n, "w4a16") for n in OTHERS]
+)
+def test_every_architecture_is_close_to_float(
+    name: str, mode: Mode, make_bundle: MakeBundle
+) -> None:
+    bundle = make_bundle(name, "npu:ort", mode=mode, form="layers")
+    exact = edge.load(bundle, target="ref").logits(token_ids())
+    model = whole(bundle)
+    made = model.logits(token_ids())
+    assert divergence(exact, made) < BOUNDS[mode]
+    cache = model.session().cache
+    cache.reserve(24)
+    alone = [model.program.run(token[None], 1, cache, 1) for token in token_ids().astype(np.int32)]
+    assert divergence(made, np.concatenate(alone)) < 1e-5
+
+
+@pytest.fixture
+def model(make_bundle: MakeBundle) -> edge.Model:
+    return whole(make_bundle("qwen3", "npu:ort", mode="w8a16", form="layers"))
+
+
+def program(model: edge.Model) -> LayersProgram:
+    assert isinstance(model.program, Pair)
+    assert isinstance(model.program.decode, LayersProgram)
+    return model.program.decode
+
+
+def test_one_program_runs_prompts_and_decodes(model: edge.Model) -> None:
+    assert isinstance(model.program, Pair)
+    assert model.program.prompt is model.program.decode
+    assert model.place.count("npu:ort (ONNX Runtime's CPU provider, standing in") == 2
+    assert not model.prefill_emulated
+    assert not model.decode_emulated
+    drawn = list(model.stream(token_ids(), max_tokens=4))
+    assert len(drawn) == 4
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode"), [("npu:ort", "ref"), ("cpu", "npu:ort"), ("auto", "npu:ort")]
+)
+def test_either_half_may_be_elsewhere(prefill: str, decode: str, model: edge.Model) -> None:
+    other = whole(model.bundle.folder, prefill, decode)
+    greedy = edge.Sampling.greedy()
+    tokens = [
+        [record.token for record in one.stream(token_ids(), max_tokens=6, sampling=greedy)]
+        for one in (model, other)
+    ]
+    assert tokens[0] == tokens[1]
+
+
+def test_what_others_put_in_the_cache_is_taken_over(model: edge.Model) -> None:
+    """After a rewind, and after another program's tokens: the codes are the cache's again."""
+    ids = token_ids().astype(np.int32)
+    reference = edge.load(model.bundle.folder, target="ref", cache_format="f32").program
+    want = program(model).run_prompt(ids[:13], model.session().cache, 1)
+    cache = model.session().cache
+    program(model).run_prompt(ids[::-1][:10].copy(), cache, 1)
+    cache.rewind(0)
+    cache.reserve(13)
+    reference.run(ids[:10], 10, cache, 0)
+    for token in ids[10:13]:
+        made = program(model).run(token[None], 1, cache, 1)
+    assert divergence(want, made) < 2e-3  # ten of the keys are those of exact weights
+    cache.rewind(12)
+    again = program(model).run(ids[12:13], 1, cache, 1)
+    np.testing.assert_allclose(again, made, atol=1e-3)
+
+
+def test_more_tokens_than_the_layers_hold(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle("llama", "npu:ort", mode="w8a16", form="layers", positions=40)
+    model = whole(bundle)
+    assert model.context == 40
+    with pytest.raises(UsageError, match=r"context 41, .* up to 40"):
+        edge.load(bundle, decode="npu:ort", context=41)
+    with pytest.raises(PromptTooLong, match="41 tokens"):
+        model.logits(np.resize(token_ids(), 41))
+    assert len(list(model.stream(np.resize(token_ids(), 38), max_tokens=9))) <= 4
+    prompts = whole(bundle, decode="ref")
+    assert prompts.context == 64
+    with pytest.raises(PromptTooLong, match=r"41 tokens, the NPU's layers hold 40; .*positions"):
+        prompts.logits(np.resize(token_ids(), 41))
+
+
+def test_layers_that_the_htp_cannot_hold(tmp_path: Path) -> None:
+    plan = plan_npu(["npu:ort"], 32, form="layers")
+    synthesize(VARIANTS["bitnet_ternary"].config, tmp_path / "source", seed=0, dtype="f32")
+    with pytest.raises(UnsupportedMath, match=r"int8 .* a scale of its own.*--npu-form pieces"):
+        convert(tmp_path / "source", tmp_path / "b.lutra", npu=plan)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"mode": "w8a8"}, "activations of 8 bits"),
+        ({"pruned": 0.5}, "--prune-outliers"),
+        ({"smoothing": 0.5}, "--smooth"),
+        ({"positions": 0}, "--npu-positions 0"),
+    ],
+)
+def test_plans_that_make_no_sense(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        plan_npu(["npu:ort"], 32, form="layers", **settings)
+
+
+def test_the_story_goes_on_and_is_close_to_float(make_bundle: MakeBundle, stories: Path) -> None:
+    bundle = make_bundle("stories", "npu:ort", checkpoint=stories, form="layers")
+    model = whole(bundle)
+    text = model.generate("Once upon a time", max_tokens=20, sampling=edge.Sampling.greedy())
+    assert text.startswith(", there was a little girl named Lily.")
+    ids = model.encode(text)
+    exact = edge.load(bundle, target="ref").logits(ids)
+    assert divergence(exact, model.logits(ids)) < 0.15
