@@ -95,8 +95,9 @@ def test_a_prompt_is_cut_exactly() -> None:
         for logit_rows in (0, 1, count):
             parts = list(cut(TOKENS[:count], 32, logit_rows))
             assert [part.first for part in parts] == list(range(0, count, 32))
-            valid = np.concatenate([part.tokens[: part.count] for part in parts])
-            np.testing.assert_array_equal(valid, TOKENS[:count])
-            assert all(len(part.tokens) == 32 for part in parts)
+            np.testing.assert_array_equal(
+                np.concatenate([part.tokens for part in parts]), TOKENS[:count]
+            )
+            assert all(len(part.tokens) == 32 for part in parts[:-1])
             assert sum(part.logit_rows for part in parts) == logit_rows
-            assert parts[-1].logit_rows == min(logit_rows, parts[-1].count)
+            assert parts[-1].logit_rows == min(logit_rows, len(parts[-1].tokens))
