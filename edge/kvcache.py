@@ -1,9 +1,11 @@
 """The KV cache: keys and values of every layer, for one sequence.
 
 Formats: `f32`; `f16`; `int8`, where a key or value of one token and head is whole numbers of -127
-to 127 and, behind them in the same row, a float32 scale: the largest magnitude over 127. So an
-int8 value is off by half a scale at most. The reference keeps float32 unless told otherwise, since
-it is what others are held to; processors keep float16, half the bytes for a decode step to read.
+to 127 and, behind them in the same row, a bfloat16 scale for each half of them: the half's largest
+magnitude over 127, rounded. So an int8 value is off by half a scale at most. One float32 scale for
+all takes the same bytes and has three times the KL divergence, measured on a trained model. The
+reference keeps float32 unless told otherwise, since it is what others are held to; processors keep
+float16, half the bytes for a decode step to read.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ _FIRST_CAPACITY = 256
 
 Stored = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.int8]
 
-# Bytes of the scale behind a row of int8.
+# Bytes of the scales behind a row of int8.
 SCALE_BYTES = 4
 
-# Rows that stay below it are zeros: the inverse of their scale would be infinite.
+# Halves that stay below it are zeros: the inverse of their scale would be infinite.
 LEAST = 1e-30
 
 
@@ -38,7 +40,7 @@ def default_format(target: Target) -> CacheFormat:
 
 
 def row_length(head_dim: int, form: CacheFormat) -> int:
-    """Elements of a stored row: those of a head, and its scale's bytes where it has one."""
+    """Elements of a stored row: those of a head, and its scales' bytes where it has them."""
     return head_dim + (SCALE_BYTES if form == "int8" else 0)
 
 
@@ -46,19 +48,31 @@ def encode(x: NDArray[np.float32], form: CacheFormat) -> Stored:
     """Rows float32 [..., head_dim] as they are stored, [..., row_length]."""
     if form != "int8":
         return x.astype(_DTYPES[form])
-    peaks = np.abs(x).max(axis=-1, keepdims=True)
+    halves = [_int8(half) for half in np.split(x, [x.shape[-1] // 2], axis=-1)]
+    codes, scales = zip(*halves, strict=True)
+    return np.concatenate([*codes, *(scale.view(np.int8)[..., 2:] for scale in scales)], axis=-1)
+
+
+def _int8(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Whole numbers, and their scale [..., 1], whose lower 16 bits are zeros."""
+    peaks = np.abs(x).max(axis=-1, keepdims=True, initial=0)
+    bits = (peaks * np.float32(1 / 127)).view(np.uint32) + np.uint32(0x8000)
+    scales = (bits & np.uint32(0xFFFF0000)).view(np.float32)
     with np.errstate(divide="ignore", over="ignore"):
-        inverse = np.where(peaks > LEAST, np.float32(127) / peaks, np.float32(0))
-    scales = peaks * np.float32(1 / 127)
-    return np.concatenate([np.rint(x * inverse).astype(np.int8), scales.view(np.int8)], axis=-1)
+        inverse = np.where(peaks > LEAST, np.float32(1) / scales, np.float32(0))
+    return np.rint(x * inverse).astype(np.int8), scales
 
 
 def decode(stored: Stored, form: CacheFormat) -> NDArray[np.float32]:
     """What `encode` stored, as float32 [..., head_dim]."""
     if form != "int8":
         return stored.astype(np.float32, copy=False)
-    values, scales = stored[..., :-SCALE_BYTES], stored[..., -SCALE_BYTES:].view(np.float32)
-    return values.astype(np.float32) * scales
+    codes, behind = stored[..., :-SCALE_BYTES], stored[..., -SCALE_BYTES:].view(np.uint16)
+    scales = (behind.astype(np.uint32) << 16).view(np.float32)  # [..., 2]
+    half = codes.shape[-1] // 2
+    repeated = np.repeat(scales, [half, codes.shape[-1] - half], axis=-1)
+    values: NDArray[np.float32] = codes.astype(np.float32) * repeated
+    return values
 
 
 class KVCache:

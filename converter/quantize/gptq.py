@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.quantize.grid import Floats, Grid, search_grid, stored_scales
+from converter.quantize import scales as stored
+from converter.quantize.grid import Floats, Grid, search_grid
 from converter.quantize.loops import Loops, compiled
 from edge.errors import BadWeights
 from edge.formats import Format
@@ -154,7 +155,7 @@ def fit_scales(grid: Grid, codes: Floats, target: Floats, curvature: Curvature) 
     mean = system[:, diagonal, diagonal].mean(axis=1, keepdims=True)
     system[:, diagonal, diagonal] += 1e-6 * mean + 1e-30  # groups of nothing but zeros
     scales = np.linalg.solve(system, wanted[:, :, None])[:, :, 0]
-    return Grid(form, stored_scales(form, scales), grid.zeros)
+    return Grid(form, stored.nearest(form, scales), grid.zeros)
 
 
 def descend(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import BadWeights
+from converter.quantize import scales as stored
 from edge.formats import Format
 from edge.planes import Quantized
 
@@ -69,20 +69,6 @@ class Grid:
         return Quantized(codes.astype(np.uint8), scales, zeros)
 
 
-def stored_scales(form: Format, scales: NDArray[np.floating]) -> Floats:
-    """Scales rounded to what is stored. Raises BadWeights where float16 does not reach them."""
-    narrow: Floats = scales.astype(np.float32)
-    if form.granularity == "group":
-        with np.errstate(over="ignore"):
-            narrow = scales.astype(np.float16).astype(np.float32)
-    if not np.isfinite(narrow).all():
-        raise BadWeights(
-            f"weights reach {np.abs(scales).max() * form.zero:.3g}, over the range of {form}",
-            "use a channel format such as w8gc, or f32",
-        )
-    return narrow
-
-
 def search_grid(form: Format, rows: Floats, energy: NDArray[np.floating]) -> Grid:
     """The grid whose nearest codes have the least error, weighted by the inputs' energy [width].
 
@@ -118,12 +104,12 @@ def _candidates(form: Format, grouped: Floats) -> Iterator[tuple[Floats, float]]
         spread = (np.maximum(high, 0) - np.minimum(low, 0)) / np.float32(form.levels - 1)
         for share in SHARES:
             for zero in _zeros(form):
-                yield stored_scales(form, share * spread), zero
+                yield stored.nearest(form, share * spread), zero
         return
     step = peak / np.float32(form.zero)
     for share in SHARES:
         for sign in (1, -1):
-            yield stored_scales(form, sign * share * step), float(form.zero)
+            yield stored.nearest(form, sign * share * step), float(form.zero)
 
 
 def _ternary(form: Format, grouped: Floats, weights: Floats) -> tuple[Floats, Floats]:
@@ -141,7 +127,7 @@ def _ternary(form: Format, grouped: Floats, weights: Floats) -> tuple[Floats, Fl
     kept = np.cumsum(shares * magnitudes, axis=2, dtype=np.float64)
     best = np.argmax(kept * kept / total, axis=2)[:, :, None]
     scales = np.take_along_axis(kept / total, best, axis=2)[:, :, 0]
-    return stored_scales(form, scales), np.full(scales.shape, form.zero, np.float32)
+    return stored.nearest(form, scales), np.full(scales.shape, form.zero, np.float32)
 
 
 def fit_threshold(blocks: Iterable[Floats]) -> float:

@@ -1,7 +1,6 @@
 """Round to nearest: each weight to the closest code of its group's scale.
 
-Codes are chosen against the scale as it will be stored (float16 for groups), so rounding the scale
-costs nothing twice.
+Codes are chosen against the scale as it will be stored, so rounding the scale costs nothing twice.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import BadWeights
+from converter.quantize import scales as stored
 from edge.formats import Format
 from edge.planes import Quantized
 
@@ -33,7 +32,7 @@ def quantize_rows(form: Format, rows: Floats, tensor_scale: float | None = None)
         scales, zeros = _asymmetric(form, grouped)
         codes = _encode(grouped, scales, zeros.astype(np.float32)[:, :, None], form)
         return _ungroup(rows.shape, codes, scales, zeros)
-    scales = _stored(form, _signed_peak(grouped) / np.float32(-form.zero))
+    scales = stored.covering(form, _signed_peak(grouped) / np.float32(-form.zero))
     return _ungroup(rows.shape, _encode(grouped, scales, np.float32(form.zero), form), scales, None)
 
 
@@ -85,7 +84,7 @@ def _asymmetric(form: Format, grouped: Floats) -> tuple[NDArray[Any], NDArray[np
     low, high = np.minimum(grouped.min(axis=2), 0), np.maximum(grouped.max(axis=2), 0)
     with np.errstate(over="ignore"):
         spread = (high - low) / np.float32(form.levels - 1)
-    scales = _stored(form, spread)
+    scales = stored.covering(form, spread)
     zeros = np.round(_divide(-low, scales.astype(np.float32)))
     return scales, np.clip(zeros, 0, form.levels - 1).astype(np.uint8)
 
@@ -105,28 +104,7 @@ def _ternary_scales(
     mean = magnitudes.sum(axis=2) / counts.astype(np.float32)
     kept = magnitudes > mean[:, :, None] / 2
     total = np.where(kept, magnitudes, np.float32(0)).sum(axis=2)
-    return _stored(form, total / np.maximum(kept.sum(axis=2), 1).astype(np.float32))
-
-
-def _stored(form: Format, scales: Floats) -> NDArray[Any]:
-    """Scales in the type they are stored in, rounded away from 0.
-
-    So the codes always reach the group's largest weight. Rounding to nearest would clip it where
-    float16 is coarse: at 8 bits, weights under 0.001 have subnormal scales.
-    """
-    narrow: NDArray[Any] = scales
-    if form.granularity == "group":
-        with np.errstate(over="ignore"):
-            narrow = scales.astype(np.float16)
-            short = np.abs(narrow) < np.abs(scales)
-            away = np.copysign(np.float16(np.inf), narrow[short])
-            narrow[short] = np.nextafter(narrow[short], away)
-    if not np.isfinite(narrow).all():
-        raise BadWeights(
-            f"weights reach {np.abs(scales).max() * form.zero:.3g}, over the range of {form}",
-            "use a channel format such as w8gc, or f32",
-        )
-    return narrow
+    return stored.covering(form, total / np.maximum(kept.sum(axis=2), 1).astype(np.float32))
 
 
 def _encode(grouped: Floats, scales: NDArray[Any], zeros: Any, form: Format) -> NDArray[np.uint8]:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu.codegen import math
-from cpu.codegen.language import F16, F32, I8, I32, I64, Code, Type, Value, Variable
+from cpu.codegen.language import F16, F32, I8, I16, I32, I64, Code, Type, Value, Variable
 from cpu.kernels.kernel import Arguments, Kernel, Thread, float_slot
-from cpu.kernels.rows import row_peak
+from cpu.kernels.rows import peak_of
 from edge.graph import Attention, Cache
 from edge.kvcache import LEAST, SCALE_BYTES, CacheFormat
 from edge.planes import TILE
@@ -39,9 +39,14 @@ APPEND_SLOTS = (
 # in the caches.
 SPAN = 256
 
+# Bytes ahead at which lines of keys are asked for. Values are asked for beside their keys, a span
+# before they are used. On two cores of a Zen 5, 57 MB of float16 are read in 1.15 ms so, where
+# without it took 1.92 (512 and 4096 bytes: 1.20).
+_AHEAD_BYTES, _LINE = 2048, 64
+
 # Queries taken together: 4 times 4 vectors of sums fill half of 32 registers.
 _TOGETHER = 4
-_CHUNK = 4
+_CHUNKS = 4, 1
 
 _ELEMENTS = {"f32": F32, "f16": F16, "int8": I8}
 _LEAST = -1e30
@@ -73,7 +78,7 @@ def head_slots(op: Attention, cache: Cache, query_width: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Cached:
-    """How a row of the cache is stored: its elements and, where `scaled`, a float32 behind them."""
+    """How a row of the cache is stored: elements and, where `scaled`, two scales behind them."""
 
     element: Type
     scaled: bool
@@ -112,7 +117,10 @@ def _cached(cache_format: CacheFormat) -> _Cached:
 
 
 class _Cache:
-    """Writes the code for the cache of one key/value head."""
+    """Writes the code for the cache of one key/value head.
+
+    `parts` are the columns that share a scale, first and one past last.
+    """
 
     INPUTS: tuple[str, ...] = ("key", "value")
 
@@ -129,6 +137,9 @@ class _Cache:
             name: code.offset(a.pointer(name), thread.index * a.integer(f"{name}_private"))
             for name in self.INPUTS
         }
+        start, half = code.constant(I64, 0), self.head_dim // 2
+        halves = ((start, half), (half, self.head_dim))
+        self.parts = halves if cached.scaled else ((start, self.head_dim),)
 
     def append(self) -> None:
         """Copy the rows of this head into the cache, in its format."""
@@ -137,34 +148,53 @@ class _Cache:
             self.append_row(row, "value", self.values)
 
     def append_row(self, row: Value, name: str, cache: Value) -> None:
-        code, a, element = self.code, self.a, self.cached.element
+        code, a = self.code, self.a
         source = code.offset(self.inputs[name], row * a.integer(f"{name}_stride"))
         source = code.offset(source, self.kv_head * self.head_dim * 4)
         target = code.offset(cache, (a.integer("position") + row) * self.row_bytes)
-        inverse = self.append_scale(source, target) if self.cached.scaled else None
-        for lanes, first, last in self.columns():
+        for number, part in enumerate(self.parts):
+            inverse = self.append_scale(source, target, number) if self.cached.scaled else None
+            self.append_part(source, target, part, inverse)
+
+    def append_part(
+        self, source: Value, target: Value, part: tuple[Value, Value], inverse: Value | None
+    ) -> None:
+        """Copy columns that share a scale, whose inverse is given."""
+        code, element = self.code, self.cached.element
+        for lanes, first, last in self.columns(part):
             with code.loop(first, last, lanes) as i:
                 values = code.load(F32.of(lanes), source, i * 4)
                 if inverse is not None:
                     values = (values * inverse.broadcast(lanes)).round().to(I32)
                 code.store(values.to(element), target, i * element.byte_count)
 
-    def append_scale(self, source: Value, target: Value) -> Value:
-        """Store a row's scale behind it; returns the inverse."""
-        code = self.code
-        peak = row_peak(code, source, self.head_dim)
-        code.store(peak * (1 / 127), target, self.head_dim, align=1)
-        return (peak > LEAST).select(code.constant(F32, 127.0) / peak, 0.0)
+    def append_scale(self, source: Value, target: Value, number: int) -> Value:
+        """Store the scale of a part of a row behind it, as bfloat16; returns the inverse."""
+        code, (first, last) = self.code, self.parts[number]
 
-    def scale_of(self, row: Value) -> Value:
-        """The scale behind a row of the cache."""
-        return self.code.load(F32, row, self.head_dim, align=1)
+        def of_part(kind: Type, i: Value) -> Value:
+            order = code.constant(I32.of(kind.lanes), list(range(kind.lanes)))
+            inside = order >= (first - i).to(I32).broadcast(kind.lanes)
+            return inside.select(code.load(kind, source, i * 4), 0.0)
 
-    def columns(self) -> tuple[tuple[int, Value, Value], ...]:
+        peak = peak_of(code, of_part, last)
+        bits = (peak * (1 / 127)).cast(I32) + 0x8000
+        code.store((bits >> 16).to(I16), target, self.head_dim + 2 * number, align=1)
+        scale = (bits & -0x10000).cast(F32)
+        return (peak > LEAST).select(code.constant(F32, 1.0) / scale, 0.0)
+
+    def scales(self, row: Value) -> list[Value | None]:
+        """The scale of each part of a row of the cache; None where there is none."""
+        if not self.cached.scaled:
+            return [None]
+        both = self.code.load(I32, row, self.head_dim, align=1)
+        return [(both << 16).cast(F32), (both & -0x10000).cast(F32)]
+
+    def columns(self, part: tuple[Value, Value]) -> tuple[tuple[int, Value, Value], ...]:
         """Lanes, first and one past the last column: of whole vectors, and of what is left."""
-        lanes, start = self.code.isa.lanes, self.code.constant(I64, 0)
-        vectors = self.head_dim - self.head_dim % lanes
-        return (lanes, start, vectors), (1, vectors, self.head_dim)
+        lanes, (first, last) = self.code.isa.lanes, part
+        vectors = last - (last - first) % lanes
+        return (lanes, first, vectors), (1, vectors, last)
 
 
 class _Head(_Cache):
@@ -196,7 +226,7 @@ class _Queries:
 
     def __init__(self, head: _Head, first: Value, count: int) -> None:
         self.head, self.code, self.a = head, head.code, head.a
-        self.count = count
+        self.first, self.count = first, count
         self.lanes = head.code.isa.lanes
         self.rows, self.offsets = [], []
         for number in range(count):
@@ -246,31 +276,40 @@ class _Queries:
         """Dot products of the queries with the keys of a span."""
         code, head = self.code, self.head
         with code.loop(first, stop) as position:
+            self.fetch(position * head.row_bytes)
             key = code.offset(head.keys, position * head.row_bytes)
             for total, scores in zip(self.dots(key), self.scores, strict=True):
-                made = total * head.scale_of(key) if head.cached.scaled else total
-                code.store(made, scores, (position - first) * 4)
+                code.store(total, scores, (position - first) * 4)
+
+    def fetch(self, row: Value) -> None:
+        """Ask for lines of a key some way ahead, and of the value that goes with this one."""
+        code, head = self.code, self.head
+        with code.when(self.first.equals(0)), code.loop(0, head.row_bytes, _LINE) as line:
+            code.prefetch(head.keys, row + line + _AHEAD_BYTES)
+            code.prefetch(head.values, row + line)
 
     def dots(self, key: Value) -> list[Value]:
-        """Each query times a key's elements."""
-        code, element = self.code, self.head.cached.element
-        whole, rest = self.head.columns()
-        zero = code.constant(F32.of(self.lanes), 0.0)
-        totals = [code.variable(zero) for _ in self.queries]
-        self.add_products(key, element.of(self.lanes), whole, totals)
-        totals = [code.variable(total.get().total()) for total in totals]
-        self.add_products(key, element, rest, totals)
-        return [total.get() for total in totals]
+        """Each query times a key."""
+        code, head = self.code, self.head
+        kinds = F32.of(self.lanes), F32
+        sums = [[code.constant(kind, 0.0) for kind in kinds] for _ in self.queries]
+        for part, scale in zip(head.parts, head.scales(key), strict=True):
+            for place, columns in enumerate(head.columns(part)):
+                for held, made in zip(sums, self.products(key, columns), strict=True):
+                    made = made if scale is None else made * scale
+                    held[place] = held[place] + made
+        return [vector.total() + rest for vector, rest in sums]
 
-    def add_products(
-        self, key: Value, kind: Type, columns: tuple[int, Value, Value], totals: list[Variable]
-    ) -> None:
-        """Add the products of some columns to each query's total."""
-        code, (lanes, first, last) = self.code, columns
+    def products(self, key: Value, columns: tuple[int, Value, Value]) -> list[Value]:
+        """Each query times some columns of a key's elements, summed up lane by lane."""
+        code, element, (lanes, first, last) = self.code, self.head.cached.element, columns
+        zero = code.constant(F32.of(lanes), 0.0)
+        totals = [code.variable(zero) for _ in self.queries]
         with code.loop(first, last, lanes) as i:
-            k = code.load_floats(kind, key, i * self.head.cached.element.byte_count)
+            k = code.load_floats(element.of(lanes), key, i * element.byte_count)
             for total, query in zip(totals, self.queries, strict=True):
                 total.set(code.load(F32.of(lanes), query, i * 4).fma(k, total.get()))
+        return [total.get() for total in totals]
 
     def soften(
         self, index: int, first: Value, stop: Value, peak: Variable, weight: Variable
@@ -323,22 +362,24 @@ class _Queries:
 
     def add_values(self, first: Value, stop: Value) -> None:
         """Add the span's values, weighted, to the sums: a few vectors of the head at a time."""
-        code, dim = self.code, self.head.head_dim
-        wide = self.lanes * _CHUNK
-        chunks = dim - dim % wide
-        vectors = dim - dim % self.lanes
-        for begin, end, lanes, count in (
-            (code.constant(I64, 0), chunks, self.lanes, _CHUNK),
-            (chunks, vectors, self.lanes, 1),
-            (vectors, dim, 1, 1),
-        ):
-            with code.loop(begin, end, lanes * count) as column:
-                self.add_columns(first, stop, column, lanes, count)
+        code = self.code
+        for number, part in enumerate(self.head.parts):
+            (lanes, begin, vectors), rest = self.head.columns(part)
+            for count in _CHUNKS:
+                end = vectors - (vectors - begin) % (lanes * count)
+                with code.loop(begin, end, lanes * count) as column:
+                    places = [column + lanes * i for i in range(count)]
+                    self.add_columns((first, stop), places, lanes, number)
+                begin = end
+            with code.loop(*rest[1:]) as column:
+                self.add_columns((first, stop), [column], 1, number)
 
-    def add_columns(self, first: Value, stop: Value, column: Value, lanes: int, count: int) -> None:
+    def add_columns(
+        self, span: tuple[Value, Value], places: list[Value], lanes: int, number: int
+    ) -> None:
+        """The same of vectors at some columns, in the part of that number."""
         code, head, kind = self.code, self.head, F32.of(lanes)
-        element = head.cached.element
-        places = [column + lanes * i for i in range(count)]
+        element, (first, stop) = head.cached.element, span
         held = [
             [code.variable(code.load(kind, sums, place * 4)) for place in places]
             for sums in self.sums
@@ -349,7 +390,7 @@ class _Queries:
                 code.load_floats(element.of(lanes), row, place * element.byte_count)
                 for place in places
             ]
-            scale = head.scale_of(row) if head.cached.scaled else None
+            scale = head.scales(row)[number]
             for scores, totals in zip(self.scores, held, strict=True):
                 share = code.load(F32, scores, (position - first) * 4)
                 share = share if scale is None else share * scale
@@ -366,7 +407,8 @@ class _Queries:
             self.a.pointer("out"),
             self.rows[index] * self.a.integer("out_stride") + self.offsets[index],
         )
-        for lanes, begin, end in head.columns():
+        whole = code.constant(I64, 0), head.head_dim
+        for lanes, begin, end in head.columns(whole):
             with code.loop(begin, end, lanes) as i:
                 summed = code.load(F32.of(lanes), self.sums[index], i * 4)
                 code.store(summed * factor.broadcast(lanes), out, i * 4)

@@ -1,0 +1,65 @@
+"""Scales rounded to what is stored: float16 for groups, float32 for channels and tensors.
+
+The scale of a symmetric group of 2 bits has 8 significant bits, of the 11 of float16: its weights,
+which are -2, -1, 0 or 1 times the scale, are then exact in bfloat16, in which a matrix unit
+multiplies. A scale that is 0.4 % off at most is nothing next to what 2 bits lose.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import BadWeights
+from edge.formats import Format
+
+# The last bits of a float16, past 8 significant ones.
+_PAST = np.uint16(0b111)
+
+
+def nearest(form: Format, scales: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The closest scales that can be stored. Raises BadWeights where they are out of range."""
+    if form.granularity != "group":
+        return _finite(form, scales, scales.astype(np.float32))
+    with np.errstate(over="ignore"):
+        narrow = scales.astype(np.float16)
+    if _short(form):
+        narrow = _cut(narrow, np.uint16(0b100))
+    return _finite(form, scales, narrow).astype(np.float32)
+
+
+def covering(form: Format, scales: NDArray[np.float32]) -> NDArray[Any]:
+    """The closest scales, in the type stored, that are not smaller; raises as `nearest`.
+
+    So the codes always reach the group's largest weight. Rounding to nearest would clip it where
+    float16 is coarse: at 8 bits, weights under 0.001 have subnormal scales.
+    """
+    if form.granularity != "group":
+        return _finite(form, scales, scales)
+    with np.errstate(over="ignore"):
+        narrow = scales.astype(np.float16)
+        short = np.abs(narrow) < np.abs(scales)
+        narrow[short] = np.nextafter(narrow[short], np.copysign(np.float16(np.inf), narrow[short]))
+    return _finite(form, scales, _cut(narrow, _PAST) if _short(form) else narrow)
+
+
+def _short(form: Format) -> bool:
+    return form.bits == 2 and form.kind != "ternary" and not form.asymmetric
+
+
+def _cut(scales: NDArray[np.float16], added: np.uint16) -> NDArray[np.float16]:
+    """8 significant bits: of the magnitude, as whole numbers, with something added before."""
+    bits = scales.view(np.uint16) + added
+    made: NDArray[np.float16] = (bits & ~_PAST).view(np.float16)
+    return made
+
+
+def _finite(form: Format, scales: NDArray[np.floating], stored: NDArray[Any]) -> NDArray[Any]:
+    if not np.isfinite(stored).all():
+        raise BadWeights(
+            f"weights reach {np.abs(scales).max() * form.zero:.3g}, over the range of {form}",
+            "use a channel format such as w8gc, or f32",
+        )
+    return stored
