@@ -1,55 +1,26 @@
 """Pairs of a command and its action, drawn from the grammar with a seed.
 
-Training and test draw from phrases, wrappers ("could you ...") and names of their own.
+The three sides, training, development and test, draw from phrases, wrappers ("could you ..."),
+sentence forms and names of their own.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from apps.pocket.actions import ACTIONS
-from apps.pocket.grammar import Draw, Said, Split, Value, tidy
+from apps.pocket.grammar import Draw, Phrase, Said, Split, Value, tidy
 from apps.pocket.kinds import KINDS
+from apps.pocket.phrasebook import lines_of, phrases_of
 from apps.pocket.schema import Action
 
 TEST_SEED = 20250101
 
-# What goes before and after a command. Only an address goes before a question.
-_ADDRESS = {
-    "train": ("hey lutra", "lutra", "ok lutra", "hi", "hello", "hey"),
-    "test": ("hello lutra", "hi lutra", "ok hey"),
-}
-_ASKING = {
-    "train": (
-        "please",
-        "can you",
-        "could you",
-        "can you please",
-        "could you please",
-        "would you",
-        "will you",
-        "i want you to",
-        "i'd like you to",
-        "go ahead and",
-        "now",
-        "i need you to",
-        "just",
-    ),
-    "test": (
-        "would you please",
-        "please can you",
-        "now please",
-        "you need to",
-        "just please",
-        "i'd want you to",
-    ),
-}
-_AFTER = {
-    "train": ("please", "thanks", "thank you", "now", "for me"),
-    "test": ("thanks a lot", "for me please"),
-}
+HELD_OUT: tuple[Split, ...] = ("dev", "test")
 
 # How questions and statements begin in speech.
 _SHORT = {
@@ -61,6 +32,9 @@ _SHORT = {
     "i would ": "i'd ",
     "it is ": "it's ",
 }
+_ASKED = ("what", "how", "where", "which", "who", "when", "is ", "are ", "do ", "will ")
+
+_ARTICLE = re.compile(r"\b(the|my|an?) (?!\{)")
 
 
 @dataclass(frozen=True)
@@ -81,9 +55,9 @@ def examples(seed: int, split: Split) -> Iterator[Example]:
         yield example_of(draw.rng.choices(actions, shares)[0], draw)
 
 
-def held_out_set(count: int) -> list[Example]:
-    """The first `count` examples of the held-out set: every action in turn, no command twice."""
-    draw = Draw(random.Random(TEST_SEED), "test")  # noqa: S311
+def held_out_set(count: int, split: Split = "test") -> list[Example]:
+    """The first `count` examples of a held-out set: every action in turn, no command twice."""
+    draw = Draw(random.Random(TEST_SEED), split)  # noqa: S311
     found: dict[str, Example] = {}
     actions = list(ACTIONS.values())
     turn = 0
@@ -96,9 +70,34 @@ def held_out_set(count: int) -> list[Example]:
 
 def example_of(action: Action, draw: Draw) -> Example:
     """One example of an action."""
-    phrase = draw.one(action.training if draw.split == "train" else action.testing)
-    said = phrase.draw(draw, KINDS)
+    phrase, chosen = _choose(phrases_of(draw.split)[action.name], draw)
+    said = phrase.fill(chosen, draw, KINDS)
     return Example(_wrapped(said, draw), action.to_json(_split_units(said.arguments)), action.name)
+
+
+def _choose(phrases: tuple[Phrase, ...], draw: Draw) -> tuple[Phrase, str]:
+    """A phrase and its alternatives; training never says what is held out."""
+    while True:
+        phrase = draw.one(phrases)
+        chosen = phrase.choose(draw)
+        if draw.split != "train":
+            return phrase, chosen
+        if draw.chance(0.05):
+            chosen = _ARTICLE.sub("", chosen)
+        if chosen not in held_out_phrases():
+            return phrase, chosen
+
+
+@cache
+def held_out_phrases() -> frozenset[str]:
+    """Every choice of the alternatives of every held-out phrase, slots as they stand."""
+    return frozenset(
+        text
+        for split in HELD_OUT
+        for name in ACTIONS
+        for phrase in phrases_of(split)[name]
+        for text in phrase.expansions()
+    )
 
 
 def _split_units(values: dict[str, Value]) -> dict[str, Value]:
@@ -110,16 +109,19 @@ def _split_units(values: dict[str, Value]) -> dict[str, Value]:
 
 
 def _wrapped(said: Said, draw: Draw) -> str:
+    book, training = lines_of(draw.split), draw.split == "train"
     text = said.text
     for whole, short in _SHORT.items():
         if said.question and text.startswith(whole) and draw.chance(0.4):
             text = short + text.removeprefix(whole)
+    if said.question and training and text.startswith(_ASKED) and draw.chance(0.2):
+        text = f"{draw.one(book['lead'])} {text}"
     if not said.question and draw.chance(0.35):
-        text = f"{draw.one(_ASKING[draw.split])} {text}"
+        text = f"{draw.one(book['asking'])} {text}"
     if draw.chance(0.15):
-        text = f"{draw.one(_ADDRESS[draw.split])}{draw.one((' ', ', '))}{text}"
-    if not said.ends_free and not said.question and draw.chance(0.15):
-        text = f"{text} {draw.one(_AFTER[draw.split])}"
+        text = f"{draw.one(book['address'])}{draw.one((' ', ', '))}{text}"
+    if not said.ends_free and draw.chance(0.15) and (training or not said.question):
+        text = f"{text} {draw.one(book['after'])}"
     if draw.chance(0.2):
         text += "?" if said.question and draw.chance(0.7) else "."
     return tidy(text)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-Split = Literal["train", "test"]
+Split = Literal["train", "dev", "test"]
 Value = str | int | float
 T = TypeVar("T")
 
@@ -76,11 +76,15 @@ class Phrase:
         question = pattern.startswith("!")
         return Phrase(source, pattern.removeprefix("!").strip(), pairs, question)
 
-    def draw(self, draw: Draw, kinds: Kinds) -> Said:
-        """Choose among the alternatives and fill the slots."""
+    def choose(self, draw: Draw) -> str:
+        """The phrase with one alternative of every group, slots as they stand."""
+        return tidy(choose(self.pattern, draw))
+
+    def fill(self, chosen: str, draw: Draw, kinds: Kinds) -> Said:
+        """Fill the slots of what `choose` gave."""
         said: list[str] = []
         slots: dict[str, Slot] = {}
-        for match in _PIECE.finditer(choose(self.pattern, draw)):
+        for match in _PIECE.finditer(chosen):
             name, kind, text = match.groups()
             if kind:
                 slots[name] = kinds[kind](draw)
@@ -89,8 +93,8 @@ class Phrase:
         values = {name: slot.value for name, slot in slots.items() if name[0] != "_"}
         spoken = {name: slot.said for name, slot in slots.items()}
         fixed = {name: _value(text.format_map(spoken)) for name, text in self.fixed}
-        last = re.search(r"\{(\w+):\w+\}$", self.pattern)
-        ends_free = last is not None and last[1] in slots and slots[last[1]].free
+        last = re.search(r"\{(\w+):\w+\}$", chosen)
+        ends_free = last is not None and slots[last[1]].free
         return Said(tidy("".join(said)), values | fixed, self.question, ends_free)
 
     def expansions(self) -> Iterator[str]:
@@ -102,9 +106,9 @@ def _value(text: str) -> Value:
     return int(text) if text.isdigit() else text
 
 
-def words(text: str, separator: str | None = None) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
     """A pool of words."""
-    return tuple(text.split(separator))
+    return tuple(text.split())
 
 
 def tidy(text: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from apps.pocket import moments, names, sums, texts
-from apps.pocket.grammar import Draw, Slot, words
+from apps.pocket.grammar import Draw, Slot
+from apps.pocket.phrasebook import words_of
 
 _SETTINGS = {
     "wifi": ("wifi", "wi-fi", "the wireless"),
@@ -22,21 +23,6 @@ _SETTINGS = {
     "silent_mode": ("silent mode", "vibration mode"),
     "nfc": ("nfc",),
 }
-_GENRES = words("jazz rock pop blues techno classical folk reggae metal soul country disco funk")
-_POI = words(
-    "pharmacy|bakery|supermarket|restaurant|cafe|bank|hospital|parking lot|petrol station|bus stop|"
-    "train station|hotel|hairdresser|gym|library|post office|cash machine|toilet|park|bar",
-    "|",
-)
-_ROOMS = words(
-    "kitchen|bedroom|living room|bathroom|hall|garage|office|basement|attic|dining room|garden|"
-    "nursery|study|hallway|guest room",
-    "|",
-)
-_LISTS = words(
-    "shopping|grocery|to-do|packing|wish|reading|work|birthday|cleaning|party|gift|holiday",
-    "|",
-)
 
 
 def _setting(draw: Draw) -> Slot:
@@ -44,16 +30,16 @@ def _setting(draw: Draw) -> Slot:
     return Slot(draw.one(_SETTINGS[name]), name)
 
 
-def _one_of(words: tuple[str, ...] | list[str]) -> Callable[[Draw], Slot]:
+def _one_of(section: str) -> Callable[[Draw], Slot]:
     def draw_word(draw: Draw) -> Slot:
-        word = draw.one(words)
+        word = draw.one(words_of(section))
         return Slot(word, word)
 
     return draw_word
 
 
 def _list(draw: Draw) -> Slot:
-    name = names.made_word(draw) if draw.chance(0.15) else draw.one(_LISTS)
+    name = names.made_word(draw) if draw.chance(0.15) else draw.one(words_of("list"))
     return Slot(name, name)
 
 
@@ -65,7 +51,7 @@ KINDS: dict[str, Callable[[Draw], Slot]] = {
     "degrees": moments.degrees,
     "duration": moments.duration,
     "first": names.first,
-    "genre": _one_of(_GENRES),
+    "genre": _one_of("genre"),
     "item": texts.item,
     "list": _list,
     "message": texts.message,
@@ -73,9 +59,9 @@ KINDS: dict[str, Callable[[Draw], Slot]] = {
     "percent": moments.percent,
     "person": names.person,
     "place": names.place,
-    "poi": _one_of(_POI),
+    "poi": _one_of("poi"),
     "repeat": moments.repeat,
-    "room": _one_of(_ROOMS),
+    "room": _one_of("room"),
     "setting": _setting,
     "song": names.song,
     "sum": sums.arithmetic,

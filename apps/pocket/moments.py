@@ -23,8 +23,15 @@ _ORDINALS = words(
     "fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
 )
 
-_AM = ("am", "am", "a.m.", "in the morning")
-_PM = ("pm", "pm", "p.m.", "in the evening", "in the afternoon")
+_AM = ("am", "am", "a.m.")
+_PM = ("pm", "pm", "p.m.")
+# What people call the half of the day, and the hours that have the name, on a clock of 24.
+_PARTS = {
+    "in the morning": range(1, 12),
+    "in the afternoon": range(12, 19),
+    "in the evening": (*range(16, 24), 0),
+    "at night": (*range(20, 24), *range(4)),
+}
 
 
 def words_of(number: int) -> str:
@@ -97,9 +104,9 @@ def _with_half(draw: Draw, said: str, hour: int, minute: int) -> Slot:
     form = draw.rng.random()
     if form < 0.5:
         return Slot(said, f"{hour:02}:{minute:02}")
-    if form < 0.72:
-        return Slot(f"{said} {draw.one(_AM)}", f"{hour % 12:02}:{minute:02}")
-    return Slot(f"{said} {draw.one(_PM)}", f"{hour % 12 + 12:02}:{minute:02}")
+    hour = hour % 12 + 12 * draw.chance(0.5)
+    names = [*(_AM if hour < 12 else _PM), *(part for part in _PARTS if hour in _PARTS[part])]
+    return Slot(f"{said} {draw.one(names)}", f"{hour:02}:{minute:02}")
 
 
 def duration(draw: Draw) -> Slot:

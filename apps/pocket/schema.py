@@ -1,4 +1,4 @@
-"""What an action is: its name, its arguments, and the phrases that ask for it."""
+"""What an action is: its name and its arguments."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
-from apps.pocket.grammar import Phrase, Value
+from apps.pocket.grammar import Value
 
 _DAY = r"today|tomorrow|(mon|tues|wednes|thurs|fri|satur|sun)day|\d\d-\d\d"
 
@@ -33,23 +32,12 @@ class Action:
     """One thing that the device can do.
 
     `arguments` are kinds by name, in the order of the JSON; a name that ends in "?" may be left
-    out. `phrases` are for training and `held_out` for tests, in the language of `grammar`. `share`
-    is how often the action is drawn, against 1 for most.
+    out. `share` is how often the action is drawn, against 1 for most.
     """
 
     name: str
     arguments: Mapping[str, str]
-    phrases: tuple[str, ...]
-    held_out: tuple[str, ...]
     share: float = 1.0
-
-    @cached_property
-    def training(self) -> tuple[Phrase, ...]:
-        return tuple(Phrase.parse(line) for line in self.phrases)
-
-    @cached_property
-    def testing(self) -> tuple[Phrase, ...]:
-        return tuple(Phrase.parse(line) for line in self.held_out)
 
     def to_json(self, values: Mapping[str, Value]) -> str:
         """The action as the model writes it: one line, arguments in the schema's order."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 
-# Held-out commands that are tried now and then while training.
+# Commands of the development set that are tried now and then while training.
 TESTED = 256
 
 TOKENIZER_EXAMPLES = 40_000
@@ -83,7 +83,7 @@ def train(out: Path, recipe: Recipe, device: str) -> None:
     network = Network(shape).to(device)
     optimizers = make_optimizers(network, recipe)
     step = _resume(out, network, optimizers)
-    held_out = [encode(tokenizer, example) for example in held_out_set(TESTED)]
+    held_out = [encode(tokenizer, example) for example in held_out_set(TESTED, "dev")]
     started, seen = time.monotonic(), 0
     for ids, targets in itertools.islice(batches(tokenizer, recipe, step), recipe.steps - step):
         for optimizer, rate in zip(optimizers, (recipe.muon_lr, recipe.adam_lr), strict=True):
@@ -183,7 +183,7 @@ def _report(network: Network, rows: list[tuple[list[int], int]], step: int) -> N
     text = ", ".join(
         f"{name} {share:.4f}" for name, share in zip(("float", "w4", "w2"), shares, strict=True)
     )
-    print(f"step {step} exact match on {len(rows)} held out: {text}", flush=True)
+    print(f"step {step} exact match on {len(rows)} of dev: {text}", flush=True)
 
 
 def make_tokenizer(out: Path, seed: int, vocabulary: int) -> tokenizers.Tokenizer:

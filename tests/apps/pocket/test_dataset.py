@@ -9,22 +9,22 @@ import re
 
 import pytest
 
-from apps.pocket import names
+from apps.pocket import dataset, names
 from apps.pocket.actions import ACTIONS
-from apps.pocket.dataset import _ADDRESS, _AFTER, _ASKING, example_of, examples, held_out_set
-from apps.pocket.grammar import Draw
+from apps.pocket.dataset import HELD_OUT, example_of, examples, held_out_phrases, held_out_set
+from apps.pocket.grammar import Draw, Phrase, Split, expand
 from apps.pocket.kinds import KINDS
+from apps.pocket.phrasebook import lines_of, phrases_of, words_of
 from apps.pocket.schema import KINDS as ARGUMENT_KINDS
 from apps.pocket.schema import Action
 
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
-def phrases(split: str) -> set[str]:
-    return {
-        text
-        for action in ACTIONS.values()
-        for phrase in (action.training if split == "train" else action.testing)
-        for text in phrase.expansions()
-    }
+
+def phrases(split: Split) -> set[str]:
+    """Every choice of a held-out side's phrases."""
+    found = (phrase.expansions() for name in ACTIONS for phrase in phrases_of(split)[name])
+    return {text for texts in found for text in texts}
 
 
 def test_there_are_the_actions_that_a_phone_needs() -> None:
@@ -34,10 +34,10 @@ def test_there_are_the_actions_that_a_phone_needs() -> None:
     assert wanted | {"draft_reply", "refuse"} <= set(ACTIONS)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("action", ACTIONS.values(), ids=lambda action: action.name)
-def test_every_action_parses_and_fits_its_schema(action: Action, split: str) -> None:
-    draw = Draw(random.Random(1), split)  # type: ignore[arg-type]
+def test_every_action_parses_and_fits_its_schema(action: Action, split: Split) -> None:
+    draw = Draw(random.Random(1), split)
     for _ in range(60):
         example = example_of(action, draw)
         values = json.loads(example.action)
@@ -49,39 +49,86 @@ def test_every_action_parses_and_fits_its_schema(action: Action, split: str) -> 
 def test_every_slot_of_every_phrase_is_known() -> None:
     slots = {
         kind
-        for text in phrases("train") | phrases("test")
-        for kind in re.findall(r":(\w+)\}", text)
+        for split in SPLITS
+        for name in ACTIONS
+        for line in lines_of(split)[name]
+        for kind in re.findall(r"\{\w+:(\w+)\}", line)
     }
     assert slots == set(KINDS)
     kinds = {kind for action in ACTIONS.values() for kind in action.arguments.values()}
     assert kinds <= set(ARGUMENT_KINDS)
 
 
-def test_no_held_out_phrase_is_in_training() -> None:
-    assert len(phrases("train")) > 8000
-    assert len(phrases("test")) > 400
-    assert phrases("train") & phrases("test") == set()
-    for wrappers in (_ADDRESS, _ASKING, _AFTER):
-        assert set(wrappers["train"]) & set(wrappers["test"]) == set()
+def test_every_section_is_an_action_or_a_frame() -> None:
+    frames = {"address", "asking", "after", "message", "task", "note"}
+    for split in HELD_OUT:
+        assert set(lines_of(split)) == frames | set(ACTIONS)
+    assert set(lines_of("train")) == frames | {"lead"} | set(ACTIONS)
+
+
+def test_no_held_out_phrase_is_on_two_sides() -> None:
+    dev, test = phrases("dev"), phrases("test")
+    assert len(dev) > 400
+    assert len(test) > 350
+    assert dev & test == set()
+    assert held_out_phrases() == dev | test
+
+
+@pytest.mark.parametrize("frame", ["address", "asking", "after", "message", "task", "note"])
+def test_no_frame_is_on_two_sides(frame: str) -> None:
+    chosen = {
+        split: {text for line in lines_of(split)[frame] for text in expand(line)}
+        for split in SPLITS
+    }
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert chosen[one] & chosen[other] == set()
+
+
+def test_training_never_says_a_held_out_phrase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the held-out phrases put among its own it draws none of them."""
+    filled: set[str] = set()
+    fill = Phrase.fill
+
+    def watched(phrase: Phrase, chosen: str, draw: Draw, kinds: object) -> object:
+        filled.add(chosen)
+        return fill(phrase, chosen, draw, KINDS)
+
+    monkeypatch.setattr(Phrase, "fill", watched)
+    book = phrases_of("train") | {
+        name: phrases_of("train")[name][:9] + phrases_of("test")[name] + phrases_of("dev")[name]
+        for name in ACTIONS
+    }
+    monkeypatch.setattr(dataset, "phrases_of", lambda split: book)
+    for _ in itertools.islice(examples(1, "train"), 6000):
+        pass
+    assert len(filled) > 1000
+    assert filled & (phrases("dev") | phrases("test")) == set()
 
 
 @pytest.mark.parametrize("kind", ["person", "first", "place", "city", "artist", "song", "app"])
 def test_no_held_out_name_is_in_training(kind: str) -> None:
-    def drawn(split: str) -> set[object]:
-        draw = Draw(random.Random(5), split)  # type: ignore[arg-type]
+    def drawn(split: Split) -> set[object]:
+        draw = Draw(random.Random(5), split)
         return {KINDS[kind](draw).value for _ in range(1500)}
 
-    train, test = drawn("train"), drawn("test")
-    assert len(train) > 100
-    assert len(test) > 30
-    assert {name for name in train & test if not str(name).isdigit()} == set()
+    sides = {split: drawn(split) for split in SPLITS}
+    assert all(len(side) > 100 for side in sides.values())
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert {name for name in sides[one] & sides[other] if not str(name).isdigit()} == set()
 
 
 def test_a_name_is_on_one_side_for_good() -> None:
-    held_out = [name for name in names.FIRST_NAMES if names.is_held_out(name)]
-    assert 0.1 < len(held_out) / len(names.FIRST_NAMES) < 0.3
+    first_names = set(words_of("first"))
+    sides = {split: {n for n in first_names if names.side_of(n) == split} for split in SPLITS}
+    assert all(len(side) > 0.1 * len(first_names) for side in sides.values())
+    other_words = {word for section in ("noun", "adjective", "verb") for word in words_of(section)}
+    other_words |= set(
+        " ".join(line for lines in lines_of("train").values() for line in lines).split()
+    )
     commands = " ".join(e.command for e in itertools.islice(examples(3, "train"), 3000)).split()
-    assert set(held_out) & set(commands) - {"will", "grace", "rosa"} == set()
+    other_words |= {"april", "june", "max"}  # months, and the most of a setting
+    held_out = sides["dev"] | sides["test"]
+    assert held_out & set(commands) - other_words == set()
 
 
 def test_the_seed_fixes_the_examples() -> None:
@@ -92,11 +139,12 @@ def test_the_seed_fixes_the_examples() -> None:
     assert first(1) != first(2)
 
 
-def test_the_held_out_set_has_every_action_and_no_command_twice() -> None:
-    chosen = held_out_set(200)
+@pytest.mark.parametrize("split", HELD_OUT)
+def test_a_held_out_set_has_every_action_and_no_command_twice(split: Split) -> None:
+    chosen = held_out_set(200, split)
     assert len({example.command for example in chosen}) == 200
     assert {example.name for example in chosen} == set(ACTIONS)
-    assert chosen[:50] == held_out_set(50)
+    assert chosen[:50] == held_out_set(50, split)
 
 
 def test_faults_names_what_is_wrong() -> None:

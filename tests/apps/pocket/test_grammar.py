@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from apps.pocket.grammar import Draw, Phrase, Slot, choose, expand
+from apps.pocket.grammar import Draw, Phrase, Said, Slot, choose, expand
 
 KINDS = {
     "when": lambda draw: Slot("half past six", "06:30"),
@@ -14,6 +14,11 @@ KINDS = {
 
 def draw(seed: int = 0) -> Draw:
     return Draw(random.Random(seed), "train")
+
+
+def fill(source: str, seed: int = 0) -> Said:
+    phrase = Phrase.parse(source)
+    return phrase.fill(phrase.choose(draw(seed)), draw(seed), KINDS)
 
 
 def test_expand_gives_every_choice_of_nested_groups() -> None:
@@ -34,7 +39,7 @@ def test_choose_gives_one_of_the_expansions() -> None:
 
 
 def test_a_slot_is_said_and_its_value_is_the_argument() -> None:
-    said = Phrase.parse("wake me at {time:when} -> label=Up at {time}; level=3").draw(draw(), KINDS)
+    said = fill("wake me at {time:when} -> label=Up at {time}; level=3")
     assert said.text == "wake me at half past six"
     assert said.arguments == {"time": "06:30", "label": "Up at half past six", "level": 3}
     assert not said.question
@@ -42,12 +47,12 @@ def test_a_slot_is_said_and_its_value_is_the_argument() -> None:
 
 
 def test_a_hidden_slot_is_no_argument() -> None:
-    said = Phrase.parse("!about {_thing:what} -> text=Enjoy the {_thing}.").draw(draw(), KINDS)
+    said = fill("!about {_thing:what} -> text=Enjoy the {_thing}.")
     assert said.arguments == {"text": "Enjoy the x."}
     assert said.question
     assert said.ends_free
 
 
 def test_spaces_are_tidied_where_an_option_is_empty() -> None:
-    assert Phrase.parse("(please|) stop (now|), (do|)").draw(draw(3), KINDS).text.count("  ") == 0
+    assert fill("(please|) stop (now|), (do|)", 3).text.count("  ") == 0
     assert "stop, do" in set(Phrase.parse("stop (now|), do").expansions())

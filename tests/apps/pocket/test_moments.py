@@ -28,6 +28,11 @@ def said(kind: object, count: int = 3000) -> dict[str, object]:
         ("twelve am", "00:00"),
         ("12 pm", "12:00"),
         ("20:15", "20:15"),
+        ("half past twelve in the evening", "00:30"),
+        ("half past twelve in the afternoon", "12:30"),
+        ("quarter to one at night", "00:45"),
+        ("ten to 4 in the afternoon", "15:50"),
+        ("five in the morning", "05:00"),
     ],
 )
 def test_times(text: str, value: str) -> None:
