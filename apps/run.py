@@ -80,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _traced(model: Model, records: list[Record], name: str) -> Run:
     """The generation; and the jobs of its prompt, a track a processor, where an NPU ran it."""
-    emulated = model.prefill_emulated or model.decode_emulated
-    word: Word = "emulated" if emulated else "measured"
+    word: Word = "emulated" if model.emulated else "measured"
     slices = generation_slices(records, model.place)
     if (timeline := model.prefill_timeline) is not None:
         slices += timeline_slices(timeline)

@@ -228,6 +228,11 @@ class Model:
         return self.program.target.emulated
 
     @property
+    def emulated(self) -> bool:
+        """Whether any of it runs in emulation."""
+        return self.prefill_emulated or self.decode_emulated
+
+    @property
     def prefill_timeline(self) -> Timeline | None:
         """When the jobs of the last prompt ran on the NPU and beside it; None without an NPU."""
         return self.program.prompt.timeline if isinstance(self.program, Pair) else None

@@ -6,9 +6,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from apps.options import load_model
 from apps.output import print_json
 from apps.pocket.dataset import Example, held_out_set
@@ -48,18 +45,18 @@ def answer_all(
 
 
 def is_exact(model: Model, example: Example) -> bool:
-    """Whether greedy decoding gives the action and ends.
+    """Whether greedy decoding gives the action and ends, on what prompts and decoding run on.
 
-    It does when every token of the action is the likeliest after those before it, which one pass
-    over command and action shows.
+    Every token of the action must be the likeliest after those before it.
     """
     tokenizer = model.tokenizer
-    prompt = tokenizer.encode_chat(render(example.command))
-    action = tokenizer.encode_chat(example.action + EOS)
-    ids = np.array([*prompt, *action], np.int32)
-    logits = prefill(model.program, model.session().cache, ids[:-1], all_logits=True)
-    best: NDArray[np.int64] = logits[len(prompt) - 1 :].argmax(axis=-1)
-    return bool((best == ids[len(prompt) :]).all())
+    cache = model.session().cache
+    given = tokenizer.encode_chat(render(example.command))
+    for token in tokenizer.encode_chat(example.action + EOS):
+        if prefill(model.program, cache, given).argmax() != token:
+            return False
+        given = [token]
+    return True
 
 
 def share(answers: Sequence[Answer]) -> float:
@@ -92,8 +89,8 @@ def run(args: argparse.Namespace) -> int:
         "commands": len(answers),
         "actions": by_action(answers),
         "wrong": [example.command for example in wrong],
-        "measure": "measured",
-        "target": str(model.program.target),
+        "measure": "emulated" if model.emulated else "measured",
+        "target": model.place,
     }
     if args.json:
         print_json(values)
@@ -102,6 +99,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"not exact: {example.command!r}, should be {example.action}")
     print(
         f"{args.bundle}: exact match {100 * share(answers):.2f} % of {len(answers)} held-out "
-        f"commands (measured, {model.program.target})"
+        f"commands ({values['measure']}, {model.place})"
     )
     return 0

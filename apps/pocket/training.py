@@ -41,29 +41,29 @@ TURNS = (W2, Rounding(), W2, W4)
 class Recipe:
     """What a training does."""
 
-    steps: int = 1250
+    steps: int = 4300
     batch: int = 128
     seed: int = 1
-    # The learning rate's share at points of a training of 1250 steps; straight in between.
-    rates: tuple[tuple[int, float], ...] = (
-        (0, 0.01),
-        (100, 1.0),
-        (540, 1.0),
-        (700, 0.76),
-        (700, 0.35),
-        (950, 0.175),
-        (1100, 0.175),
-        (1250, 0.0),
+    # Share of the steps, share of the learning rate there; straight in between.
+    rates: tuple[tuple[float, float], ...] = (
+        (0.0, 0.01),
+        (0.08, 1.0),
+        (0.432, 1.0),
+        (0.56, 0.76),
+        (0.56, 0.35),
+        (0.76, 0.175),
+        (0.88, 0.175),
+        (1.0, 0.0),
     )
     round_from: float = 0.835  # share of the steps after which weights are rounded
     muon_lr: float = 0.02
     adam_lr: float = 0.003
-    save_every: int = 50
+    save_every: int = 100
     test_every: int = 300
 
     def rate(self, step: int) -> float:
         """Share of the full learning rate."""
-        place = step * self.rates[-1][0] / self.steps
+        place = step / self.steps
         first, last = next(pair for pair in itertools.pairwise(self.rates) if place < pair[1][0])
         return first[1] + (last[1] - first[1]) * (place - first[0]) / (last[0] - first[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import pytest
 import edge
 from apps.pocket.actions import ACTIONS
 from apps.pocket.bundle import CHECKPOINT, CHUNK, FOLDER, encode_chat, find_bundle
-from apps.pocket.dataset import held_out_set
+from apps.pocket.dataset import examples, held_out_set
 from apps.pocket.exact import answer_all, by_action, is_exact, share
+from apps.pocket.tokenizer import render
 from edge.errors import UsageError
 from edge.generate import Record
 from edge.model import Model
 from edge.template import Message
 from tests.apps.conftest import Lutra
+from tests.npu.hvx.harness import require_emulator
 
 EXAMPLES = 240
 
@@ -80,6 +83,36 @@ def test_the_bundle_is_exact(pocket: Model, exact_float: float) -> None:
 def test_the_bundle_is_exact_on_the_reference() -> None:
     model = edge.load(FOLDER, target="ref")
     assert share(answer_all(model, held_out_set(24), lambda count: None)) >= FLOAT - 0.15
+
+
+@pytest.fixture(scope="module")
+def npu_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed bundle's weights with graphs for an NPU, calibrated on commands."""
+    pytest.importorskip("onnxruntime", reason="the NPU extra is not installed")
+    pytest.importorskip("onnx", reason="NPU graphs are made with onnx, which is not installed")
+    from converter.convert import convert
+    from converter.npu import plan_npu
+
+    folder = tmp_path_factory.mktemp("npu")
+    commands = itertools.islice(examples(2, "train"), 40)
+    (folder / "commands.txt").write_text("\n".join(render(e.command) + e.action for e in commands))
+    plan = plan_npu(["npu:ort"], CHUNK, text=folder / "commands.txt")
+    convert(CHECKPOINT, folder / "npu.lutra", weights="w4g64", chunk=CHUNK, npu=plan)
+    return folder / "npu.lutra"
+
+
+def test_prompts_on_an_npu_give_the_same_actions(pocket: Model, npu_bundle: Path) -> None:
+    model = edge.load(npu_bundle, prefill="npu:ort", decode="cpu")
+    chosen = held_out_set(96)
+    here, there = (answer_all(m, chosen, lambda count: None) for m in (pocket, model))
+    assert share(there) >= share(here) - 0.03
+
+
+def test_decoding_on_hexagon_gives_the_same_actions(pocket: Model) -> None:
+    require_emulator()
+    model = edge.load(FOLDER, target="npu:hvx-v67")
+    for example in held_out_set(12):
+        assert is_exact(model, example) == is_exact(pocket, example)
 
 
 def test_exact_is_what_greedy_decoding_writes(pocket: Model) -> None:
