@@ -16,7 +16,6 @@ from apps.pocket.grammar import Phrase, Split
 _FOLDER = Path(__file__).parent / "phrases"
 
 
-@cache
 def lines_of(split: Split) -> dict[str, tuple[str, ...]]:
     """The lines of one side's file by section."""
     return _read(split)
@@ -36,6 +35,7 @@ def words_of(section: str) -> tuple[str, ...]:
     return tuple(word for line in lines for word in line.split("|" if "|" in line else None))
 
 
+@cache
 def _read(name: str) -> dict[str, tuple[str, ...]]:
     named: dict[str, str] = {}
     sections: dict[str, list[str]] = {}
