@@ -13,7 +13,7 @@ from apps.pocket.actions import ACTIONS
 from apps.pocket.bundle import CHECKPOINT, CHUNK, FOLDER, encode_chat, find_bundle
 from apps.pocket.dataset import examples, held_out_set
 from apps.pocket.exact import answer_all, by_action, is_exact, share
-from apps.pocket.tokenizer import render
+from apps.pocket.tokenizer import EOS, render
 from edge.errors import UsageError
 from edge.generate import Record
 from edge.model import Model
@@ -21,10 +21,10 @@ from edge.template import Message
 from tests.apps.conftest import Lutra
 from tests.npu.hvx.harness import require_emulator
 
-EXAMPLES = 240
+EXAMPLES = 500
 
-# What the committed checkpoint reaches in float, less a point.
-FLOAT = 0.88
+# What the committed checkpoint reaches in float.
+FLOAT = 0.95
 
 # Points that a format may lose against float.
 WITHIN = {"w8gc": 0.01, "w4g64": 0.01, "w2g64": 0.03}
@@ -80,9 +80,13 @@ def test_the_bundle_is_exact(pocket: Model, exact_float: float) -> None:
     assert set(by_action(answers)) == set(ACTIONS)
 
 
-def test_the_bundle_is_exact_on_the_reference() -> None:
+def test_the_reference_gives_the_same_actions(pocket: Model) -> None:
     model = edge.load(FOLDER, target="ref")
-    assert share(answer_all(model, held_out_set(24), lambda count: None)) >= FLOAT - 0.15
+    for example in held_out_set(24):
+        prompt = model.tokenizer.encode_chat(render(example.command))
+        action = model.tokenizer.encode_chat(example.action + EOS)
+        best = model.logits([*prompt, *action[:-1]])[len(prompt) - 1 :].argmax(axis=-1)
+        assert (best == action).all() == is_exact(pocket, example)
 
 
 @pytest.fixture(scope="module")
