@@ -33,6 +33,7 @@ from apps.accuracy import command as accuracy
 from apps.options import add_model_options, load_model
 from apps.output import print_json
 from apps.pocket import exact
+from apps.pocket.bundle import find_bundle
 from apps.progress import Bar
 from edge.errors import BadTokens, UsageError
 from edge.generate import prefill
@@ -48,7 +49,9 @@ _ROWS = 256
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     parser.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 text")
-    parser.add_argument("--against", metavar="BUNDLE", help="bundle to take KL divergence to")
+    parser.add_argument(
+        "--against", metavar="BUNDLE", type=find_bundle, help="bundle to take KL divergence to"
+    )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="use the first N tokens alone")
     accuracy.add_arguments(parser)
     parser.add_argument(

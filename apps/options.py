@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import edge
@@ -61,7 +62,7 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None = Non
     )
 
 
-def load_model(args: argparse.Namespace, other: str | None = None) -> Model:
+def load_model(args: argparse.Namespace, other: Path | None = None) -> Model:
     """Load the model that the options name, or another one in the same way.
 
     A note says where it runs on less than was asked for.

@@ -22,6 +22,7 @@ from typing import get_args
 
 from apps.gantt import draw_bars, write_svg
 from apps.output import megabytes, print_json, print_table
+from apps.pocket.bundle import find_bundle
 from apps.progress import Bar
 from apps.synth import read_config
 from converter.models import build_model
@@ -42,12 +43,17 @@ from npu.soc.work import ModelWork, graph_work
 
 _KV_BYTES = 2  # of a value, as f16, the default of lutra run
 _TERMINAL = Path("-")
+_PROMPT = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="bundle, checkpoint or preset")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="bundle, checkpoint, preset or pocket"
+    )
     parser.add_argument("--soc", default="SM8650", help=f"{', '.join(SOCS)} (default: SM8650)")
-    parser.add_argument("--prompt", type=int, default=1024, metavar="N", help="tokens (1024)")
+    parser.add_argument(
+        "--prompt", type=int, metavar="N", help="tokens (1024, or what the context has room for)"
+    )
     parser.add_argument("--generate", type=int, default=128, metavar="N", help="tokens (128)")
     parser.add_argument(
         "--chunk", type=int, metavar="N", help="rows a chunk (default: the bundle's, else 256)"
@@ -86,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class Request:
     """What is planned: a model's work, and the bytes of weights that a token's step reads."""
 
+    prompt: int
     work: ModelWork
     decode_weight_bytes: int
     head_bytes: int
@@ -137,10 +144,10 @@ def _plan(args: argparse.Namespace, soc: Soc) -> Plan:
     bar = Bar(quiet=args.quiet)
     bar.start("schedule", 100, "percent")
     chunking = _chunking(args, request.npu)
-    prefill = plan_prefill(soc, request.work, args.prompt, chunking, bar.advance)
+    prefill = plan_prefill(soc, request.work, request.prompt, chunking, bar.advance)
     bar.finish()
     kv_bytes = _KV_BYTES * request.work.kv_values
-    context = args.prompt + args.generate / 2
+    context = request.prompt + args.generate / 2
     return Plan(
         chunking,
         prefill,
@@ -150,7 +157,7 @@ def _plan(args: argparse.Namespace, soc: Soc) -> Plan:
         {
             "npu_weight_bytes": request.work.weights * WEIGHT_BITS[chunking.mode] // 8,
             "decode_weight_bytes": request.decode_weight_bytes,
-            "kv_bytes": kv_bytes * (args.prompt + args.generate),
+            "kv_bytes": kv_bytes * (request.prompt + args.generate),
         },
     )
 
@@ -179,7 +186,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _read(args: argparse.Namespace) -> Request:
     """The model's work, and its weights' bytes as stored or as they would be."""
-    path, npu = Path(args.model), None
+    path, npu = find_bundle(args.model), None
     if (path / FILE_NAME).is_file():
         bundle = Bundle.open(path)
         npu = bundle.manifest.npu
@@ -192,12 +199,13 @@ def _read(args: argparse.Namespace) -> Request:
         graph = build_model(read_config(str(source))).graph
         planned = make_plan(graph, Formats.parse(args.weights)).tensors
         sizes = {p.tensor.name: p.byte_count for p in planned}
-    if args.prompt + args.generate > graph.context:
+    prompt = args.prompt or max(1, min(_PROMPT, graph.context - args.generate))
+    if prompt + args.generate > graph.context:
         raise UsageError(
-            f"{args.prompt} + {args.generate} tokens, {args.model} holds {graph.context}",
+            f"{prompt} + {args.generate} tokens, {args.model} holds {graph.context}",
             "use fewer with --prompt and --generate",
         )
-    return Request(graph_work(args.model, graph), *_step_bytes(graph, sizes), npu)
+    return Request(prompt, graph_work(args.model, graph), *_step_bytes(graph, sizes), npu)
 
 
 def _step_bytes(graph: Graph, sizes: dict[str, int]) -> tuple[int, int]:

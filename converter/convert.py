@@ -121,7 +121,7 @@ def prepare(
     `scaled` activation-aware scales. Raises UnknownTarget, and the errors of `converter.sources`,
     `converter.models`, `converter.rotate` and `Weights.check`.
     """
-    parsed = tuple(Target.parse(text) for text in targets)
+    parsed = tuple(dict.fromkeys(Target.parse(text) for text in targets))
     for target in parsed:
         backend_for(target)
     checkpoint = open_source(source, revision, lora)

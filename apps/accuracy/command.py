@@ -17,9 +17,11 @@ from apps.output import print_json, print_table
 from apps.progress import Bar
 from converter.convert import Job, convert, prepare
 from converter.plan import Formats
+from converter.quality import Quality
 from converter.samples import MOST_DRAWN, Samples, choose_samples, read_text
 from converter.sources.tokenizer import read_tokenizer
 from converter.watch import Watcher
+from edge.backend import choose_target
 from edge.disk import write_text
 from edge.errors import UsageError
 from edge.model import load
@@ -46,12 +48,14 @@ class Entry:
 
     @staticmethod
     def parse(name: str, method: str) -> Entry:
-        """From WEIGHTS[/HEAD][@SIZE] and QUALITY[+awq][+rotate]. Raises UsageError."""
+        """From WEIGHTS[/HEAD][@SIZE] and QUALITY[+awq][+rotate]. Raises as they do."""
         form, _, size = name.partition("@")
         weights, _, head = form.partition("/")
         quality, *folds = method.split("+")
         if unknown := set(folds) - {AWQ, ROTATE}:
             raise UsageError(f"method {method!r}: {min(unknown)}", f"use +{AWQ} or +{ROTATE}")
+        Formats.parse(weights, head or None)
+        Quality.parse(quality, None)
         return Entry(name, weights, head or None, size or None, quality, tuple(folds))
 
     @property
@@ -93,13 +97,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_table(args: argparse.Namespace) -> int:
     """Measure and print; the last line of --json has every row."""
+    entries = list(_entries(args))
+    for target in args.targets.split(","):
+        choose_target(target)  # before forms that take minutes are made
     bar = Bar(quiet=args.quiet)
     source = Path(args.bundle)
     job = prepare(source, Formats.parse("f32"))
     samples = _samples(job, args.text, args.max_tokens or DEFAULT_TOKENS)
     exact = Exact(job.model, job.weights, samples)
     with tempfile.TemporaryDirectory(prefix="lutra-eval-") as folder:
-        rows = list(_ours(args, source, exact, Path(folder), bar))
+        rows = list(_ours(entries, args.targets, source, exact, Path(folder), bar))
         if args.peer_formats:
             peers = Peers(
                 source,
@@ -144,9 +151,13 @@ def _entries(args: argparse.Namespace) -> Iterator[Entry]:
 
 
 def _ours(
-    args: argparse.Namespace, source: Path, exact: Exact, folder: Path, watcher: Watcher
+    entries: Sequence[Entry],
+    targets: str,
+    source: Path,
+    exact: Exact,
+    folder: Path,
+    watcher: Watcher,
 ) -> Iterator[Row]:
-    entries = list(_entries(args))
     watcher.start("forms", len(entries), "forms")
     for entry in entries:
         out = folder / "form.lutra"
@@ -161,7 +172,7 @@ def _ours(
             rotated=ROTATE in entry.folds,
             overwrite=True,
         )
-        for target in args.targets.split(","):
+        for target in targets.split(","):
             yield _row(entry, out, target, exact)
         watcher.advance(1)
 

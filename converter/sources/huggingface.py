@@ -22,6 +22,7 @@ from edge.errors import (
     UsageError,
 )
 from edge.formats import F16, F32
+from edge.manifest import FILE_NAME as MANIFEST
 from edge.planes import Quantized
 from edge.tensorfile import TensorFile, to_float32
 
@@ -115,6 +116,10 @@ class Checkpoint:
     def _required_config(self) -> dict[str, Any]:
         path = self.folder / "config.json"
         if not path.is_file():
+            if (self.folder / MANIFEST).is_file():
+                raise SourceNotFound(
+                    f"{self.folder} is a bundle", "give the checkpoint that it was made from"
+                )
             raise SourceNotFound(
                 f"{self.folder}: no config.json there", "give a folder in the Hugging Face layout"
             )

@@ -106,6 +106,15 @@ def test_table_of_a_trained_model(
     ElementTree.parse(tmp_path / "kl.svg")
 
 
+@pytest.mark.parametrize("words", [("--formats", "w9"), ("--qualities", "x"), ("--targets", "y")])
+def test_wrong_names_are_refused_before_anything_is_made(words: tuple[str, str]) -> None:
+    assert main(["eval", "none", "--table", *words]) in (
+        2,
+        4,
+        20,
+    )  # the checkpoint is not looked at
+
+
 def test_without_a_text_or_a_table_the_cure_names_both(
     stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -124,6 +124,11 @@ def test_validate_prints_the_tables(lutra: Lutra, monkeypatch: pytest.MonkeyPatc
     assert "T-MAN table 3" in lutra("plan", "--validate").out
 
 
+def test_the_prompt_is_what_a_short_context_leaves(lutra: Lutra) -> None:
+    for model, tokens in (("tiny", 1024 - 128), ("pocket", 256 - 128)):
+        assert lutra("plan", model, "--json").json["prompt_tokens"] == tokens
+
+
 @pytest.mark.parametrize(
     ("words", "error", "match"),
     [

@@ -38,6 +38,10 @@ def no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
+def make_bundle(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "manifest.json")
+
+
 def cut_config(folder: Path) -> None:
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text[: len(text) // 2])
@@ -80,6 +84,7 @@ def sampling(folder: Path, **values: float) -> None:
 
 BROKEN: dict[str, tuple[Any, type[LutraError], str]] = {
     "no config": (no_config, SourceNotFound, "no config.json"),
+    "a bundle": (make_bundle, SourceNotFound, "is a bundle; give the checkpoint"),
     "cut config": (cut_config, TruncatedSource, "config.json: not whole JSON"),
     "architecture": (lambda f: edit_config(f, model_type="mamba"), UnknownArchitecture, "mamba"),
     "no model type": (lambda f: edit_config(f, model_type=None), UnknownArchitecture, "None"),
