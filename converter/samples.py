@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from converter.calibrate import FloatTensors, Tensors, Tokens
 from converter.models.builder import Model
 from converter.weights import Weights
-from edge.errors import UsageError
+from edge.errors import BadTokens, UsageError
 from edge.graph import Attention, Graph
 from edge.kvcache import KVCache
 from edge.reference import FUNCTIONS, Step, Values, softmax
@@ -179,11 +179,13 @@ def choose_samples(
     """Samples from `text`; without one, drawn from a small model, else from the shipped text.
 
     `start` is the token that texts begin with, `tokenizer` a tokenizer.json. Raises UsageError
-    where a text is needed and there is no tokenizer for it.
+    where a text is needed and there is no tokenizer for it, BadTokens where its tokens are not the
+    model's.
     """
     graph = model.graph
     length = min(wanted.length, graph.context)
     if text is None and start is not None and graph.parameter_count <= MOST_DRAWN:
+        _require_known(graph, start, "bos_token_id")
         number = max(wanted.count // length, 1)
         return draw_samples(graph, FloatTensors(weights), start, length, number)
     if tokenizer is None:
@@ -191,4 +193,15 @@ def choose_samples(
             "no tokenizer.json to read a calibration text with",
             "add it to the checkpoint, or use --quality fast",
         )
-    return read_text(text or DEFAULT_TEXT, tokenizer, length, wanted.count)
+    samples = read_text(text or DEFAULT_TEXT, tokenizer, length, wanted.count)
+    largest = max(int(sequence.max()) for sequence in samples.sequences)
+    _require_known(graph, largest, "tokenizer.json")
+    return samples
+
+
+def _require_known(graph: Graph, token: int, origin: str) -> None:
+    if not 0 <= token < graph.vocabulary:
+        raise BadTokens(
+            f"token id {token} of {origin}, the vocabulary has {graph.vocabulary}",
+            "check that config, tokenizer and weights belong together",
+        )

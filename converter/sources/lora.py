@@ -66,11 +66,17 @@ class Delta:
         return b[0], a[1]
 
     def rows(self, first: int, last: int) -> NDArray[np.float32]:
-        """Rows first..last of it, [last - first, in] float32."""
+        """Rows first..last of it, [last - first, in] float32. Raises BadWeights."""
         rank = self.file.entries[self.stem + _A].shape[0]
         a, b = self._read(_A, 0, rank), self._read(_B, first, last)
-        with np.errstate(all="ignore"):  # what is no number is found with the sum
-            return np.float32(self.scale) * (b @ a)
+        with np.errstate(all="ignore"):
+            rows = np.float32(self.scale) * (b @ a)
+        if not np.isfinite(rows).all():
+            raise BadWeights(
+                f"{self.file.path}: what is added to {self.stem}.weight has NaN or infinity",
+                "get another copy of the adapter, or use a smaller scale",
+            )
+        return rows
 
     def _read(self, part: str, first: int, last: int) -> NDArray[np.float32]:
         name = self.stem + part

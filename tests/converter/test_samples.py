@@ -9,8 +9,14 @@ from converter.calibrate import FloatTensors, Walk
 from converter.convert import prepare
 from converter.models.builder import Model
 from converter.plan import Formats
-from converter.samples import DEFAULT_TEXT, _Lockstep, draw_samples, read_text
-from edge.errors import UsageError
+from converter.samples import (
+    DEFAULT_TEXT,
+    _Lockstep,
+    choose_samples,
+    draw_samples,
+    read_text,
+)
+from edge.errors import BadTokens, UsageError
 from tests.checkpoints import make_checkpoint
 
 
@@ -54,6 +60,17 @@ def test_what_is_drawn_follows_the_seed(tmp_path: Path) -> None:
     assert first.count == 60
     assert [sequence[0] for sequence in first.sequences] == [1, 1]
     assert len(set(first.sequences[0])) > 5
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
+    job = prepare(make_checkpoint(tmp_path / "tiny"), Formats.parse("f32"))
+    with pytest.raises(BadTokens, match="token id 300 of bos_token_id, the vocabulary has 300"):
+        choose_samples(job.model, job.weights, 300, None)
+    large = (tmp_path / "tiny" / "tokenizer.json").read_bytes()
+    small = make_checkpoint(tmp_path / "small", vocab_size=60)
+    job = prepare(small, Formats.parse("f32"))
+    with pytest.raises(BadTokens, match=r"of tokenizer\.json, the vocabulary has 60"):
+        choose_samples(job.model, job.weights, None, large)
 
 
 @pytest.fixture

@@ -190,7 +190,7 @@ BROKEN: dict[str, tuple[Tensors, dict[str, Any], type[LutraError], str]] = {
         draw() | {f"base_model.model.{Q}.lora_A.weight": np.full((4, 32), np.nan, np.float32)},
         {},
         BadWeights,
-        "q_proj.weight has NaN",
+        r"adapter_model\.safetensors: what is added to .*q_proj\.weight has NaN",
     ),
 }
 
