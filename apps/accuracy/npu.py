@@ -13,7 +13,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -33,6 +32,7 @@ from edge.errors import UsageError
 from edge.model import load
 from edge.npu import Form
 from edge.pair import Pair
+from edge.tool import end
 from npu.htp.program import HtpProgram
 
 
@@ -194,4 +194,4 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end("npu", main)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from cpu.kernels import attention, elementwise, rows
 from cpu.kernels.kernel import Kernel
+from edge.tool import end
 from npu.hvx.isa import Hexagon, table
 
 _LABEL = re.compile(r"^(\.LBB\w+):")
@@ -100,4 +101,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end("layer", lambda: main(sys.argv[1:]))

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from edge.errors import LutraError, UnknownTarget, UsageError
+from edge.errors import UnknownTarget, UsageError
 from edge.formats import Format
 from edge.target import HVX_VERSIONS
+from edge.tool import end
 from npu.hvx import build, contract, inner, protocol
 from npu.hvx.contracts import families
 from npu.hvx.elf import file_name
@@ -48,6 +49,7 @@ def library(version: int, formats: Iterable[Format], folder: Path) -> Path:
     if version not in HVX_VERSIONS:
         known = ", ".join(f"v{number}" for number in HVX_VERSIONS)
         raise UnknownTarget(f"Hexagon v{version}: no code for it", f"use one of {known}")
+    build.require_tools()
     path = folder / file_name(version)
     build.shared(objects(version, formats), path)
     return path
@@ -57,16 +59,12 @@ def main(words: list[str]) -> int:
     if len(words) < 3 or not words[1].removeprefix("v").isdigit():
         print("use: python -m npu.hvx.skel FOLDER VERSION FORMAT...   (such as . v73 w4g64)")
         return UsageError.exit_code
-    try:
-        folder, version = Path(words[0]), int(words[1].removeprefix("v"))
-        folder.mkdir(parents=True, exist_ok=True)
-        path = library(version, map(Format.parse, words[2:]), folder)
-    except LutraError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    folder, version = Path(words[0]), int(words[1].removeprefix("v"))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = library(version, map(Format.parse, words[2:]), folder)
     print(f"wrote {path}: {path.stat().st_size:,} bytes")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end("skel", lambda: main(sys.argv[1:]))

@@ -1,0 +1,23 @@
+"""Modules that are run by themselves, with `python -m`: how they end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from edge.errors import LutraError
+
+
+def end(name: str, main: Callable[[], int]) -> NoReturn:
+    """Exit with what `main` returns, or after one clear message with an error's own code."""
+    try:
+        sys.exit(main())
+    except LutraError as error:
+        print(f"{name}: {error.what}", file=sys.stderr)
+        if error.cure:
+            print(f"  to do: {error.cure}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(LutraError.exit_code)

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+from edge.errors import UsageError
+from edge.tool import end
+
+
+def test_a_module_ends_with_its_code_or_with_an_errors_message(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse() -> int:
+        raise UsageError("no folder", "name one")
+
+    def forbidden() -> int:
+        raise PermissionError(13, "Permission denied", "/proc/x")
+
+    for main, code, message in (
+        (lambda: 0, 0, ""),
+        (lambda: 5, 5, ""),
+        (refuse, 2, "tool: no folder\n  to do: name one\n"),
+        (forbidden, 1, "tool: [Errno 13] Permission denied: '/proc/x'\n"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            end("tool", main)
+        assert stop.value.code == code
+        assert capsys.readouterr().err == message
