@@ -9,7 +9,7 @@ from typing import NoReturn
 from edge.errors import LutraError
 
 
-def end(name: str, main: Callable[[], int]) -> NoReturn:
+def finish(name: str, main: Callable[[], int]) -> NoReturn:
     """Exit with what `main` returns, or after one clear message with an error's own code."""
     try:
         sys.exit(main())

@@ -32,7 +32,7 @@ from edge.errors import UsageError
 from edge.model import load
 from edge.npu import Form
 from edge.pair import Pair
-from edge.tool import end
+from edge.tool import finish
 from npu.htp.program import HtpProgram
 
 
@@ -194,4 +194,4 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    end("npu", main)
+    finish("npu", main)

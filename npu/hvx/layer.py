@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from cpu.kernels import attention, elementwise, rows
 from cpu.kernels.kernel import Kernel
-from edge.tool import end
+from edge.tool import finish
 from npu.hvx.isa import Hexagon, table
 
 _LABEL = re.compile(r"^(\.LBB\w+):")
@@ -101,4 +101,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    end("layer", lambda: main(sys.argv[1:]))
+    finish("layer", lambda: main(sys.argv[1:]))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from edge.formats import Format
 from edge.planes import TILE
-from edge.tool import end
+from edge.tool import finish
 from npu.hvx import build, emulator, inner
 from npu.hvx.isa import table
 from npu.hvx.tables import BLOCK
@@ -78,4 +78,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    end("packets", lambda: main(sys.argv[1:]))
+    finish("packets", lambda: main(sys.argv[1:]))

@@ -14,7 +14,7 @@ from pathlib import Path
 from edge.errors import UnknownTarget, UsageError
 from edge.formats import Format
 from edge.target import HVX_VERSIONS
-from edge.tool import end
+from edge.tool import finish
 from npu.hvx import build, contract, inner, protocol
 from npu.hvx.contracts import families
 from npu.hvx.elf import file_name
@@ -67,4 +67,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    end("skel", lambda: main(sys.argv[1:]))
+    finish("skel", lambda: main(sys.argv[1:]))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from edge.errors import UsageError
-from edge.tool import end
+from edge.tool import finish
 
 
 def test_a_module_ends_with_its_code_or_with_an_errors_message(
@@ -22,6 +22,6 @@ def test_a_module_ends_with_its_code_or_with_an_errors_message(
         (forbidden, 1, "tool: [Errno 13] Permission denied: '/proc/x'\n"),
     ):
         with pytest.raises(SystemExit) as stop:
-            end("tool", main)
+            finish("tool", main)
         assert stop.value.code == code
         assert capsys.readouterr().err == message
