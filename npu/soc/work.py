@@ -83,10 +83,10 @@ def uniform_work(
     kv_width: int,
     feed_forward: int,
     vocabulary: int,
-    gated: bool = True,
+    matrices: int = 3,
 ) -> ModelWork:
-    """A model of equal layers with full attention; not `gated` is a feed-forward of 2 matrices."""
-    up = (Matrix(feed_forward, width),) * (2 if gated else 1)
+    """A model of equal layers with full attention, and `matrices`, 2 or 3, in its feed-forward."""
+    up = (Matrix(feed_forward, width),) * (matrices - 1)
     layer = LayerWork(
         width,
         query_width,
