@@ -14,15 +14,8 @@ from edge.graph import Attention, Gate, Graph, Linear, Op, Rope
 from edge.npu import Activation, balanced, spanning
 from edge.pieces import layer_pieces
 from edge.reference import Values
-from npu.htp.layer import MASKED, kept_of
-from npu.htp.lower_layer import (
-    capped_of,
-    masked_of,
-    scaled_of,
-    scores_of,
-    turned_parts,
-    unbiased_of,
-)
+from npu.htp.layer import MARGIN, capped_of, kept_of, masked_of, scores_of
+from npu.htp.lower_layer import scaled_of, turned_parts, unbiased_of
 
 Span = tuple[float, float]
 
@@ -87,7 +80,7 @@ def _scores(op: Attention, walk: Walk) -> Iterator[tuple[str, Span]]:
         seen = np.float32(op.softcap) * np.tanh(seen / np.float32(op.softcap))
         yield capped_of(op), _span(seen)
     low, high = _span(seen)
-    yield masked_of(op), (low + MASKED / HEADROOM, high)
+    yield masked_of(op), (min(low, 0.0) - MARGIN / HEADROOM, high)
 
 
 def _visible(op: Attention, query: Values, key: Values, width: int) -> NDArray[np.float32]:

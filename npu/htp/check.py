@@ -17,7 +17,7 @@ from edge.npu import Codes
 from edge.target import Target
 from npu.htp.backend import sessions
 from npu.htp.graphs import Ends, graph_ends
-from npu.htp.layer import MASK, MASKED
+from npu.htp.layer import MASK, SEEN, UNSEEN
 from npu.htp.nodes import End
 from npu.htp.placed import STAND_IN
 
@@ -75,8 +75,7 @@ def _codes(end: End, rng: np.random.Generator) -> Codes:
     """Random values within an input's range, as the NPU is given them; a mask hides half."""
     activation = end.activation
     if end.name == MASK:
-        hidden = rng.integers(0, 2, end.shape)
-        return activation.encode(np.float32(MASKED) * hidden.astype(np.float32))
+        return np.where(rng.integers(0, 2, end.shape), SEEN, UNSEEN)
     spread = max(abs(activation.least), abs(activation.most)) / 3
     values = rng.normal(scale=spread, size=end.shape).astype(np.float32)
     return activation.encode(np.clip(values, activation.least, activation.most))

@@ -28,9 +28,12 @@ PAST_KEYS, PAST_VALUES, MASK, COSINES, SINES = (
     "sines",
 )
 
-# What the mask adds to scores of tokens that are not seen: e^-16 is below a step of the softmax.
-MASKED = -16.0
-MASKING = spanning(MASK, 16, MASKED, 0.0)
+# How far below the least score that is seen those are put that are not: e^-16 is below a step of
+# the softmax.
+MARGIN = 16.0
+
+# Codes of the mask, whatever its range: add nothing, or all of the range.
+SEEN, UNSEEN = np.uint16(65535), np.uint16(0)
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,19 @@ class Layer:
             End(stream, activations[stream], self.shapes[stream]),
             End(PAST_KEYS, keys, past),
             End(PAST_VALUES, values, past),
-            End(MASK, MASKING, (1, 1, self.rows, self.seen)),
+            End(MASK, self.masking(activations), (1, 1, self.rows, self.seen)),
         ]
         if self.rope is not None:
             table = self.rows, 1, self.rope.head_dim
             ends += [End(name, turning(self.rope, name), table) for name in (COSINES, SINES)]
         return ends
+
+    def masking(self, activations: Mapping[str, Activation]) -> Activation:
+        """The range of the mask: it takes the largest score to the least that can be held."""
+        op = self.attention
+        scores = activations[scores_of(op) if op.softcap is None else capped_of(op)]
+        reach = float(activations[masked_of(op)].least) - float(scores.most)
+        return spanning(MASK, 16, reach, 0.0)
 
     def outputs(self, activations: Mapping[str, Activation]) -> list[End]:
         """What the graph makes, in order: the stream, and the chunk's keys and values."""
@@ -91,6 +101,21 @@ class Layer:
     def seen(self) -> int:
         """Keys that a chunk's scores are of: those before it, and its own."""
         return self.positions + self.rows
+
+
+def scores_of(op: Attention) -> str:
+    """The name of scale * query key^T."""
+    return f"{op.out}.scores"
+
+
+def capped_of(op: Attention) -> str:
+    """The name of scores after the softcap."""
+    return f"{op.out}.capped"
+
+
+def masked_of(op: Attention) -> str:
+    """The name of scores with the mask."""
+    return f"{op.out}.masked"
 
 
 def kept_of(name: str) -> str:

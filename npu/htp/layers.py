@@ -22,11 +22,11 @@ from npu.htp.graphs import make_layers
 from npu.htp.layer import (
     COSINES,
     MASK,
-    MASKED,
-    MASKING,
     PAST_KEYS,
     PAST_VALUES,
+    SEEN,
     SINES,
+    UNSEEN,
     Layer,
     rope_tables,
 )
@@ -163,5 +163,4 @@ def make_mask(step: Step, positions: int, window: int | None) -> Codes:
     visible_now = visible(step, past + step.count, window)
     seen[:, :past] = visible_now[:, :past]
     seen[:, positions : positions + step.count] = visible_now[:, past:]
-    values = np.where(seen, np.float32(0), np.float32(MASKED))
-    return MASKING.encode(values)[None, None]
+    return np.where(seen, SEEN, UNSEEN)[None, None]

@@ -13,7 +13,18 @@ import numpy as np
 
 from edge.graph import Add, Attention, Gate, Graph, Linear, Norm, Op, Rope
 from edge.npu import Activation, spanning
-from npu.htp.layer import COSINES, MASK, PAST_KEYS, PAST_VALUES, SINES, Layer, kept_of
+from npu.htp.layer import (
+    COSINES,
+    MASK,
+    PAST_KEYS,
+    PAST_VALUES,
+    SINES,
+    Layer,
+    capped_of,
+    kept_of,
+    masked_of,
+    scores_of,
+)
 from npu.htp.lower import Lowering, Tensors, padded_width, unit
 from npu.htp.nodes import Opset
 
@@ -38,21 +49,6 @@ def turned_parts(op: Rope) -> tuple[str, str]:
 def scaled_of(op: Attention) -> str:
     """The name of scale * query."""
     return f"{op.query}.scaled"
-
-
-def scores_of(op: Attention) -> str:
-    """The name of scale * query key^T."""
-    return f"{op.out}.scores"
-
-
-def capped_of(op: Attention) -> str:
-    """The name of scores after the softcap."""
-    return f"{op.out}.capped"
-
-
-def masked_of(op: Attention) -> str:
-    """The name of scores with the mask."""
-    return f"{op.out}.masked"
 
 
 def unbiased_of(op: Linear) -> str:

@@ -146,6 +146,7 @@ def test_the_story_goes_on_and_is_close_to_float(make_bundle: MakeBundle, storie
     model = whole(bundle)
     text = model.generate("Once upon a time", max_tokens=20, sampling=edge.Sampling.greedy())
     assert text.startswith(", there was a little girl named Lily.")
-    ids = model.encode(text)
-    exact = edge.load(bundle, target="ref").logits(ids)
-    assert divergence(exact, model.logits(ids)) < 0.15
+    exact = edge.load(bundle, target="ref")
+    tale = exact.generate("Once upon a time", max_tokens=150, sampling=edge.Sampling(seed=1))
+    ids = exact.encode(tale)
+    assert divergence(exact.logits(ids), model.logits(ids)) < 0.2
