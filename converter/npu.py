@@ -32,6 +32,9 @@ from npu.htp.weights import Weights as NpuWeights
 # A quarter of what weights are calibrated on finds the same ranges.
 WANTED = Wanted(count=2048, length=256)
 
+# The first HTP that multiplies queries by keys in 16 bits.
+LAYERS_VERSION = 73
+
 # Places for keys and values in graphs of whole layers, where the context is longer.
 POSITIONS = 1024
 
@@ -93,9 +96,9 @@ def plan_npu(
         if not 0 <= share <= 1:
             raise UsageError(f"{option} {share}", "use a share from 0 to 1")
     choices = Choices(mode or ("w8a8" if form == "pieces" else "w4a16"), pruned, smoothing)
-    if form == "layers":
-        _check_layers(choices, positions)
     socs = tuple(dict.fromkeys(find_soc(name) for name in names if name != str(STAND_IN)))
+    if form == "layers":
+        _check_layers(choices, positions, socs)
     if socs:
         load_qnn()
     return NpuPlan(socs, str(STAND_IN) in names, rows, choices, text, form, positions)
@@ -117,8 +120,13 @@ def npu_bytes(plan: NpuPlan | None, graph: Graph) -> int:
     return copies * weights * plan.weight_bits // 8
 
 
-def _check_layers(choices: Choices, positions: int) -> None:
-    """Whole layers have nothing beside them that could restore outliers."""
+def _check_layers(choices: Choices, positions: int, socs: Sequence[Soc]) -> None:
+    """Whole layers have nothing beside them that could restore outliers, so 16 bits hold them."""
+    for soc in socs:
+        if soc.version < LAYERS_VERSION:
+            what = f"{soc.name}: HTP v{soc.version} multiplies no two activations of 16 bits"
+            cure = f"use --npu-form pieces, or SoCs from HTP v{LAYERS_VERSION} on"
+            raise UsageError(f"--npu-form layers for {what}", cure)
     if choices.mode == "w8a8":
         cure = "use --npu-mode w4a16 or w8a16, or --npu-form pieces"
         raise UsageError("--npu-form layers with activations of 8 bits", cure)

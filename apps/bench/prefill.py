@@ -71,7 +71,8 @@ class Bench:
         }
         self.model = self.models[1]
         program = prompt_backend_for(target).load(self.model.bundle, target)
-        assert isinstance(program, HtpProgram)
+        if not isinstance(program, HtpProgram):
+            raise UsageError(f"{bundle} has whole layers, and no schedule", "use --npu-form pieces")
         if program.emulated:
             raise UsageError(f"{program.place}: its times mean nothing", "use npu:ort, or a phone")
         self.program = program

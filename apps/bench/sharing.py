@@ -22,6 +22,7 @@ from edge.bundle import Bundle
 from edge.errors import LutraError, NpuUnavailable
 from edge.npu import NpuRecord
 from edge.target import Target
+from npu.htp.graphs import graph_ends
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,14 @@ def measure(bundle: Bundle, target: Target, chunks: int) -> Sharing:
     once = memory_bytes() - before
     kept += [backend.load(bundle, target) for _ in range(chunks - 1)]
     apart = memory_bytes() - before
-    graphs, stored = len(record.pieces(bundle.graph)), _file_bytes(bundle, record, target)
+    graphs, stored = len(graph_ends(bundle.graph, record)), _file_bytes(bundle, record, target)
     return Sharing(chunks, graphs, chunks * graphs, stored, chunks * stored, once, apart)
 
 
 def _file_bytes(bundle: Bundle, record: NpuRecord, target: Target) -> int:
     fitting = [binary for binary in record.binaries if binary.target == target]
-    names = [b.context or b.path for b in fitting if b.soc == fitting[0].soc]
+    loaded = [b for b in fitting if b.soc == fitting[0].soc and not b.shared]
+    names = [binary.context or binary.path for binary in loaded]
     return sum(bundle.manifest.files[name].byte_count for name in names)
 
 

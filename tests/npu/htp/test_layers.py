@@ -128,17 +128,18 @@ def test_layers_that_the_htp_cannot_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("name", "settings", "named"),
     [
-        ({"mode": "w8a8"}, "activations of 8 bits"),
-        ({"pruned": 0.5}, "--prune-outliers"),
-        ({"smoothing": 0.5}, "--smooth"),
-        ({"positions": 0}, "--npu-positions 0"),
+        ("npu:ort", {"mode": "w8a8"}, "activations of 8 bits"),
+        ("npu:ort", {"pruned": 0.5}, "--prune-outliers"),
+        ("npu:ort", {"smoothing": 0.5}, "--smooth"),
+        ("npu:ort", {"positions": 0}, "--npu-positions 0"),
+        ("QCS6490", {}, "QCS6490: HTP v68 multiplies no two"),
     ],
 )
-def test_plans_that_make_no_sense(settings: dict[str, Any], named: str) -> None:
+def test_plans_that_make_no_sense(name: str, settings: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named):
-        plan_npu(["npu:ort"], 32, form="layers", **settings)
+        plan_npu([name], 32, form="layers", **settings)
 
 
 def test_the_story_goes_on_and_is_close_to_float(make_bundle: MakeBundle, stories: Path) -> None:
