@@ -141,7 +141,7 @@ class Value:
         """Logical shift."""
         return self._binary(other, "", "lshr")
 
-    def signed_shift(self, count: int) -> Value:
+    def signed_shift(self, count: Value | int) -> Value:
         """Shifted right with the sign kept: division by 2^count, rounded down."""
         return self._binary(count, "", "ashr")
 

@@ -15,7 +15,7 @@ from edge.formats import Format
 from edge.graph import GateFunction
 from edge.kvcache import SCALE_BYTES, CacheFormat
 from edge.planes import QUAD, STEP, TILE
-from npu.hvx import gemv, tables
+from npu.hvx import gemv, tables, zeros
 from npu.hvx.contract import (
     PARTS,
     Contract,
@@ -130,6 +130,11 @@ def _lookup(form: Format) -> Contract:
         groups = over(sizes["width"], group) if form.granularity == "group" else 1
         return sizes["tiles"] * groups * (2 * TILE)
 
+    def paired(sizes: Sizes) -> Size:
+        """Bytes of offsets, which are of two groups each."""
+        pairs = over(sizes["width"], 2 * group) if form.granularity == "group" else 1
+        return sizes["tiles"] * pairs * zeros.PAIR_BYTES
+
     rows = Memory(lambda s: s["tiles"] * (4 * TILE))
     return contract(
         gemv.lookup_kernel(form),
@@ -139,8 +144,9 @@ def _lookup(form: Format) -> Contract:
                 alignment=VECTOR_BYTES,
             ),
             "bytes": Memory(_nothing if by_table else lambda s: steps(s) * (2 * QUAD)),
+            # an asymmetric format looks at all groups of a block, also where a row has less
             "sums": Memory(
-                lambda s: over(s["width"], group) * VECTOR_BYTES, alignment=VECTOR_BYTES
+                lambda s: _blocks(s) * (BLOCK // group * VECTOR_BYTES), alignment=VECTOR_BYTES
             ),
             "ratios": Memory(lambda s: _blocks(s) * 4),
             "peaks": Memory(lambda s: _blocks(s) * 4 + 4),
@@ -151,7 +157,7 @@ def _lookup(form: Format) -> Contract:
             "steps": Memory(
                 granted if form.granularity == "group" else _nothing, alignment=VECTOR_BYTES
             ),
-            "offsets": Memory(granted if form.asymmetric else _nothing, alignment=VECTOR_BYTES),
+            "offsets": Memory(paired if form.asymmetric else _nothing, alignment=VECTOR_BYTES),
             "units": rows,
             "bias": rows,
             "out": Memory(rows.size, written=True),

@@ -2,10 +2,11 @@
 
 For a group of weights, the low nibbles of a plane's bytes look up the tables of one quad of
 activations, the high nibbles those of the next, and the entries are added in 32 bits. The planes'
-sums, weighted by powers of two, with the zeros' part added, are twice the dot product of codes and
-activations, exactly. Groups are scaled by fractions of 32768, blocks of 256 activations by theirs,
-both rounded to nearest, and added in 32 bits; so a row's result is an integer that is the same on
-every Hexagon, and one float multiplication at the end makes a number of it.
+sums, weighted by powers of two, with a symmetric format's zero, are twice the dot product of codes
+and activations, exactly. Groups are scaled by fractions of 32768; what an asymmetric format's zeros
+add to a block comes beside them (`zeros`); blocks of 256 activations are scaled by theirs. All are
+rounded and added in 32 bits; so a row's result is an integer that is the same on every Hexagon, and
+one float multiplication at the end makes a number of it.
 
 This kernel leaves instructions to LLVM to schedule. For whole blocks of 2 and 4 bits there are
 scheduled loops (`inner`); both are held to the twin `lookup`.
@@ -22,7 +23,7 @@ from cpu.codegen.language import F32, I32, I64, Code, Value, Variable
 from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
 from edge.formats import Format
 from edge.planes import QUAD, STEP, TILE, Quantized
-from npu.hvx import inner, tables, vectors
+from npu.hvx import inner, tables, vectors, zeros
 from npu.hvx.isa import VECTOR_BYTES
 from npu.hvx.tables import BLOCK, TABLE_BYTES
 from npu.hvx.weights import BYTE_SHIFT, RowScales, group_of, offset_of
@@ -121,41 +122,46 @@ class _Blocks:
         scale_stride = groups * (2 * TILE) if shape.scaled else code.constant(I64, 2 * TILE)
         group = block * shape.groups
         scale = first * scale_stride + (group * (2 * TILE) if shape.scaled else 0)
+        offset_stride = _offset_bytes(shape, groups)
+        offset = first * offset_stride
+        if shape.scaled:
+            offset = offset + block * (zeros.pairs_of(shape.form) * zeros.PAIR_BYTES)
         places = {
             "tables": block * TABLE_BYTES,
             "codes": first * code_stride + block * (_STEPS * shape.step_bytes),
             "steps": scale,
-            "offsets": scale,
+            "offsets": offset,
             "sums": group * VECTOR_BYTES,
             "sums_out": first * (4 * TILE),
         }
+        # the loop itself fetches its next tile
+        behind = places["codes"] + _STEPS * shape.step_bytes
+        _fetch_block(code.offset(a.pointer("codes"), behind), shape)
         values = [
             *(_address(code.offset(a.pointer(name), place)) for name, place in places.items()),
             _address(self.scratch),
             code.load(I32, a.pointer("ratios"), block * 4),
-            *(value.to(I32) for value in (last - first, code_stride, scale_stride)),
+            *(value.to(I32) for value in (last - first, code_stride, scale_stride, offset_stride)),
         ]
+        if shape.form.asymmetric:
+            sums = code.offset(a.pointer("sums"), group * VECTOR_BYTES)
+            pairs, shift = zeros.sum_pairs(code, shape.form, sums)
+            values += [shift, *pairs]
         for place, value in enumerate(values):
             code.store(value, self.words, 4 * place)
-        if shape.form.asymmetric:
-            self.store_parts(group)
         code.call_named(inner.name_of(shape.form), self.words)
 
-    def store_parts(self, group: Value) -> None:
-        """The sums of the block's groups of activations, in two parts each."""
-        code = self.code
-        for index in range(self.shape.groups):
-            place = (group + index) * VECTOR_BYTES
-            word = code.load(I32, self.a.pointer("sums"), place)
-            for part, value in enumerate(_parts(word, inner.SPLIT)):
-                at = 4 * (len(inner.WORDS) + 2 * index + part)
-                code.store(value, self.words, at)
+
+def _fetch_block(codes: Value, shape: _Shape) -> None:
+    """Ask for a block's codes of one tile; beyond the end of memory nothing comes of it."""
+    width = codes.code.constant(I64, _STEPS * shape.step_bytes)
+    vectors.fetch(codes.code, codes, width=width, height=width.code.constant(I64, 1), stride=width)
 
 
-def _parts(word: Value, split: int) -> tuple[Value, Value]:
-    """The last bits of a number and the rest, each in both halves of a word."""
-    last, rest = word & ((1 << split) - 1), word.signed_shift(split)
-    return last | (last << 16), (rest & 0xFFFF) | (rest << 16)
+def _offset_bytes(shape: _Shape, groups: Value) -> Value:
+    """Bytes of a tile's offsets."""
+    pairs = (groups + 1) >> 1 if shape.scaled else groups.code.constant(I64, 1)
+    return pairs * zeros.PAIR_BYTES
 
 
 class _Tile:
@@ -183,12 +189,16 @@ class _Tile:
             code.variable(vectors.load(code, a.pointer("sums_out"), place)) for place in places
         ]
         with code.loop(start, self.blocks) as block:
+            block_bytes = _STEPS * self.shape.step_bytes
+            _fetch_block(code.offset(self.codes, (block + 1) * block_bytes), self.shape)
             sums = [code.variable(zero) for _ in range(2)]
             for index in range(self.shape.groups):
                 group = block * self.shape.groups + index
                 first = group * (self.block_steps // self.shape.groups)
                 with code.when(first < self.steps):
                     self.add_group(group, first, sums)
+            if self.form.asymmetric:
+                self.add_zeros(block, sums)
             ratio = vectors.splat(code.load(I32, a.pointer("ratios"), block * 4))
             for total, made in zip(totals, sums, strict=True):
                 total.set(total.get() + vectors.scaled(made.get(), ratio))
@@ -200,7 +210,7 @@ class _Tile:
         code = self.code
         last = minimum(first + self.block_steps // self.shape.groups, self.steps)
         products = self.bytes(first, last) if self.form.bits == 8 else self.planes(first, last)
-        products = self.with_zeros(products, group)
+        products = self.with_zero(products, group)
         if self.form.bits == 8:
             products = [product.signed_shift(BYTE_SHIFT) for product in products]
         if self.shape.scaled:
@@ -269,22 +279,31 @@ class _Tile:
 
     # Zeros.
 
-    def with_zeros(self, products: list[Value], group: Value) -> list[Value]:
-        """Products with offsets times the sum of the group's activations added."""
+    def with_zero(self, products: list[Value], group: Value) -> list[Value]:
+        """Products with a symmetric format's offset times the group's sum of activations added."""
+        if self.form.asymmetric:
+            return products
+        total = vectors.load(self.code, self.a.pointer("sums"), group * VECTOR_BYTES)
+        return [product + total * offset_of(self.form) for product in products]
+
+    def add_zeros(self, block: Value, sums: list[Variable]) -> None:
+        """Add what an asymmetric format's zeros make of a block."""
         code, a = self.code, self.a
-        if not self.form.asymmetric:
-            total = vectors.load(code, a.pointer("sums"), group * VECTOR_BYTES)
-            return [product + total * offset_of(self.form) for product in products]
-        word = code.load(I32, a.pointer("sums"), group * VECTOR_BYTES)
-        index = group if self.shape.scaled else code.constant(I64, 0)
-        place = (self.tile * self.groups + index) * (2 * TILE)
-        offsets = vectors.load(code, a.pointer("offsets"), place)
-        last, rest = _parts(word, inner.SPLIT)
-        shifted = offsets.cast(vectors.HALVES) << inner.SPLIT
-        pair = vectors.joined(*products)
-        pair = vectors.multiply_widening(pair, offsets, last)
-        pair = vectors.multiply_widening(pair, shifted, rest)
-        return [vectors.low(pair), vectors.high(pair)]
+        groups = self.shape.groups
+        at = code.offset(a.pointer("sums"), block * (groups * VECTOR_BYTES))
+        pairs, shift = zeros.sum_pairs(code, self.form, at)
+        totals = [code.variable(code.constant(vectors.VECTOR, 0)) for _ in range(2)]
+        tile_bytes = _offset_bytes(self.shape, self.groups)
+        first = block * len(pairs) if self.shape.scaled else code.constant(I64, 0)
+        for index, pair in enumerate(pairs):
+            place = (first + index) * zeros.PAIR_BYTES
+            with code.when(place < tile_bytes):
+                for parity, total in enumerate(totals):
+                    at = self.tile * tile_bytes + place + parity * VECTOR_BYTES
+                    offsets = vectors.load(code, a.pointer("offsets"), at)
+                    total.set(vectors.dot_halves(total.get(), offsets, pair))
+        for held, total in zip(sums, totals, strict=True):
+            held.set(vectors.add_shifted(held.get(), total.get(), shift))
 
 
 def _plane_pairs(bits: int) -> list[int]:
@@ -320,16 +339,19 @@ def lookup(
     values = x.values.astype(np.int64)
     padded = np.pad(weights.codes.astype(np.int64), ((0, 0), (0, blocks * BLOCK - width)))
     dots = (padded * values).reshape(rows, -1, group).sum(axis=2)  # [rows, groups]
-    offsets = _by_row(scales.offsets, rows, dots) if form.asymmetric else offset_of(form)
     factor = 1 if form.bits == 8 else 2
     # an entry counts 1 for a bit that is set and -1 for one that is not, where a code counts 1 or 0
     base = 0 if form.bits == 8 else (2**form.bits - 1) * x.sums
-    products = factor * dots - base + offsets * x.sums.astype(np.int64)
+    products = factor * dots - base
+    if not form.asymmetric:
+        products += offset_of(form) * x.sums.astype(np.int64)
     if form.bits == 8:
         products >>= BYTE_SHIFT
     if scales.steps is not None:
         products = _scaled(products, _by_row(scales.steps, rows, dots))
     by_block = products.reshape(rows, blocks, -1).sum(axis=2)
+    if scales.offsets is not None:
+        by_block += zeros.added(form, scales.offsets, x.sums, rows)
     ratios = x.ratios & 0xFFFF
     return _scaled(by_block, ratios).sum(axis=1).astype(np.int32)
 
@@ -338,14 +360,9 @@ def _scaled(words: NDArray[np.int64], factors: NDArray[np.integer]) -> NDArray[n
     return (words * factors + (1 << 14)) >> 15
 
 
-def _by_row(
-    packed: NDArray[np.int16] | None, rows: int, like: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _by_row(packed: NDArray[np.int16], rows: int, like: NDArray[np.int64]) -> NDArray[np.int64]:
     """[tiles, groups, 64] -> [rows, groups], with zeros for the groups of a block's padding."""
-    assert packed is not None
     plain = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:rows].astype(np.int64)
-    if plain.shape[1] == 1:
-        return np.repeat(plain, like.shape[1], axis=1)
     return np.pad(plain, ((0, 0), (0, like.shape[1] - plain.shape[1])))
 
 

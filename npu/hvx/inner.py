@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge.formats import Format
-from edge.planes import STEP
+from edge.planes import STEP, TILE
+from npu.hvx import zeros
 from npu.hvx.isa import VECTOR_BYTES
 from npu.hvx.schedule import (
     PASSING,
@@ -33,27 +34,25 @@ from npu.hvx.tables import BLOCK
 from npu.hvx.weights import group_of, offset_of
 
 # Arguments: addresses (all of whole vectors; `scratch` is one that the loop may write to), the
-# block's ratio in both halves of a word, how many tiles, bytes from a tile's codes and scales to
-# the next one's. Behind them, for each group of an asymmetric format, the last bits of its sum of
-# activations and the rest, each in both halves of a word.
+# block's ratio in both halves of a word, how many tiles, bytes from a tile's codes, scales and
+# offsets to the next one's. Behind them, for an asymmetric format, what `zeros.sum_pairs` makes:
+# the shift, then the sums of activations of pairs of groups.
 WORDS = (
     *("tables", "codes", "steps", "offsets", "sums", "totals", "scratch"),
-    *("ratio", "tiles", "code_stride", "scale_stride"),
+    *("ratio", "tiles", "code_stride", "scale_stride", "offset_stride"),
 )
-
-# How many the last bits are.
-SPLIT = 6
 
 _STEPS = BLOCK // STEP
 _TABLES = 16
 
 # Scalar registers. r0 to r3 hold 0 to 3, which of a vector's tables is meant.
-_FOUR, _BY_4096, _WORDS_BY_TURNS, _TWO, _TIMES_64 = "r4", "r5", "r6", "r7", "r8"
+_ONE, _FOUR, _BY_4096, _WORDS_BY_TURNS, _TWO = "r1", "r4", "r5", "r6", "r7"
 _CODES = tuple(Pointer(name) for name in ("r9", "r10", "r11", "r12"))
 _SCALES, _OFFSETS, _TOTALS = Pointer("r13"), Pointer("r14"), Pointer("r15")
 _SUMS, _RATIO, _TABLES_AT = Pointer("r16"), Pointer("r17"), Pointer("r28")
-_CODE_STRIDE, _SCALE_STRIDE = "r18", "r19"
-_PARTS = ("r20", "r21", "r22", "r23", "r24", "r25", "r26", "r27")
+_CODE_STRIDE, _SCALE_STRIDE, _OFFSET_STRIDE = "r18", "r19", "r20"
+_ZERO_SHIFT, _SUM_PAIRS = "r21", ("r22", "r23", "r24", "r25")
+_FETCHED, _FETCHED_SHAPE = Pointer("r8"), ("r26", "r27")
 
 # Vectors that a code pointer reaches, half of them before it.
 _REACH = 16
@@ -66,13 +65,13 @@ def covers(form: Format) -> bool:
 
 def name_of(form: Format) -> str:
     """The function's name; formats that differ in nothing the loop sees share one."""
-    kind = "ternary" if form.kind == "ternary" else f"w{form.bits}"
-    return f"lookup_blocks_{kind}{_spread(form)}"
+    return f"lookup_blocks_{'ternary_' if form.kind == 'ternary' else ''}{shape_of(form)}"
 
 
-def _spread(form: Format) -> str:
+def shape_of(form: Format) -> str:
+    """What of a format decides its schedule, as `KNOBS` names it."""
     grouped = f"g{group_of(form)}" if form.granularity == "group" else "c"
-    return grouped + ("a" if form.asymmetric else "")
+    return f"w{form.bits}{grouped}" + ("a" if form.asymmetric else "")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,9 @@ class Knobs:
     Every so many shifts are multiplications, counted from `phase`; shifts are so many steps ahead
     of lookups, those by multiplication `multiplied_ahead`; so many tables stay in registers; sums
     of so many last steps are `late`; `together` adds the sums of activations in one packet,
-    `scales_together` loads a group's scales once. The others are `Loop`'s.
+    `scales_together` loads a group's scales once; what zeros make is summed after the products of
+    group `zeros_after`, or of the last; every so many pairs of planes (`doubled`, 0 for none) are
+    weighted by a shift instead of two sums. The others are `Loop`'s.
     """
 
     every: int
@@ -98,6 +99,9 @@ class Knobs:
     latency: int
     limit: int
     scales_together: bool = False
+    zeros_after: int = 3
+    doubled: int = 0
+    shuffle: int = 0
 
 
 @dataclass
@@ -112,7 +116,7 @@ class _Turn:
         self.pairs = self.form.bits // 2
         self.group = group_of(self.form)
         self.scaled = self.form.granularity == "group"
-        self.begun = 0
+        self.begun = self.doubled = 0
         self.tables: dict[int, Register] = {}
         self.shifted: list[tuple[Register, Register | None]] = []
         self.sequence = [
@@ -144,23 +148,36 @@ class _Turn:
 
     def write(self) -> list[Operation]:
         """All operations, in an order in which they may run."""
-        sums: list[Register] = []
+        sums: list[Register | Half] = []
+        from_zeros: list[Register] = []
         groups = BLOCK // self.group
+        self.fetch()
         for group in range(groups):
-            products = self.with_zeros(self.products(group), group)
+            products = self.with_zero(self.products(group), group)
             if self.scaled:
                 products = self.scale(products, group)
             if not sums:
                 sums = products
             else:
                 for held, product in zip(sums, products, strict=True):
-                    self.add("{d}.w = vadd({d}.w,{0}.w)", "any", product, writes=held, adds=True)
+                    self.onto("{0}.w = vadd({0}.w,{1}.w)", "any", held, product)
+            if self.form.asymmetric and group == min(self.knobs.zeros_after, groups - 1):
+                from_zeros = self.zero_sums()
+        for held, total in zip(sums, from_zeros, strict=False):
+            self.onto(f"{{0}}.w += vasr({{1}}.w,{_ZERO_SHIFT})", "shift", held, total)
         self.finish(sums)
         return self.operations
 
-    def products(self, group: int) -> list[Register]:
+    def onto(
+        self, text: str, kind: Kind, total: Register | Half, *reads: Source, **more: Any
+    ) -> None:
+        """An operation that adds to a total, {0} in its text."""
+        writes = total.of if isinstance(total, Half) else total
+        self.add(text, kind, total, *reads, writes=writes, adds=True, **more)
+
+    def products(self, group: int) -> list[Register | Half]:
         """The planes' sums of even and of odd rows, weighted by powers of two."""
-        weighted: list[list[Register]] = []
+        weighted: list[list[Register | Half]] = []
         for place in range(self.pairs):
             sums = self.plane_sums(group, place)
             last = group == BLOCK // self.group - 1 and place == self.pairs - 1
@@ -169,7 +186,7 @@ class _Turn:
         made = weighted[0]
         for later in weighted[1:]:
             for low, high in zip(made, later, strict=True):
-                self.add(f"{{d}}.w += vasl({{0}}.w,{_TWO})", "shift", high, writes=low, adds=True)
+                self.onto(f"{{0}}.w += vasl({{1}}.w,{_TWO})", "shift", low, high)
         return made
 
     def plane_sums(self, group: int, place: int) -> list[Register]:
@@ -184,8 +201,8 @@ class _Turn:
                 if len(sums) < 2:
                     sums.append(self.pair("{d}.w = vadd({0}.h,{1}.h)", "multiply", *entries))
                 else:
-                    add = "{d}.w += vadd({0}.h,{1}.h)"
-                    self.add(add, "multiply", *entries, writes=sums[parity], adds=True)
+                    add = "{0}.w += vadd({1}.h,{2}.h)"
+                    self.onto(add, "multiply", sums[parity], *entries)
             self.late = False
         return sums
 
@@ -242,42 +259,50 @@ class _Turn:
     def move(self, pointer: Pointer, by: str) -> None:
         self.add(f"{pointer.name} = add({pointer.name},{by})", "none", moves=pointer)
 
-    def two_planes(self, sums: Register) -> Register:
-        """First plane plus twice the second, rows in order."""
+    def two_planes(self, sums: Register) -> Register | Half:
+        """First plane plus twice the second, rows in order; by a shift, or by adding twice."""
         turned = f"{{d}} = vshuff({{1}},{{0}},{_WORDS_BY_TURNS})"
         planes = self.pair(turned, "both_lookup", Half(sums, 0), Half(sums, 1))
+        self.doubled += 1
+        if self.knobs.doubled and not self.doubled % self.knobs.doubled:
+            total = Half(planes, 0)
+            self.onto(f"{{0}}.w += vasl({{1}}.w,{_ONE})", "shift", total, Half(planes, 1))
+            return total
         once = self.value("{d}.w = vadd({0}.w,{1}.w)", "any", Half(planes, 0), Half(planes, 1))
-        self.add("{d}.w = vadd({d}.w,{0}.w)", "any", Half(planes, 1), writes=once, adds=True)
+        self.onto("{0}.w = vadd({0}.w,{1}.w)", "any", once, Half(planes, 1))
         return once
 
-    def with_zeros(self, products: list[Register], group: int) -> list[Register]:
-        """Products with what the zeros add: the sum of the group's activations, times offsets."""
-        if not self.form.asymmetric:
-            by = "vadd" if offset_of(self.form) > 0 else "vsub"
-            text, access = f"{{d}}.w = {by}({{d}}.w,{{m}}.w)", Access(_SUMS, group)
-            if not self.knobs.together:
-                for product in products:
-                    self.add(text, "any", writes=product, adds=True, passing=access)
-                return products
-            first = self.add(text, "any", writes=products[0], adds=True, passing=access)
-            first.companion = self.add(text, "any", writes=products[1], adds=True)
+    def with_zero(self, products: list[Register | Half], group: int) -> list[Register | Half]:
+        """Products with the sum of the group's activations added, times a symmetric format's 1."""
+        if self.form.asymmetric:
             return products
-        once = shifted = Access(_OFFSETS, group if self.scaled else 0)
-        times_64 = self.value(
-            f"{{d}}.h = vmpyi({{m}}.h,{_TIMES_64}.b)", "multiply_one", passing=shifted
-        )
-        rest, more = (_PARTS[2 * group + part] for part in range(2))
-        zeros = self.pair(f"{{d}}.w = vmpy({{m}}.h,{rest}.h)", "multiply", passing=once)
-        self.add(
-            f"{{d}}.w += vmpy({{0}}.h,{more}.h)", "multiply", times_64, writes=zeros, adds=True
-        )
-        for parity, product in enumerate(products):
-            self.add(
-                "{d}.w = vadd({d}.w,{0}.w)", "any", Half(zeros, parity), writes=product, adds=True
-            )
+        by = "vadd" if offset_of(self.form) > 0 else "vsub"
+        text, access = f"{{0}}.w = {by}({{0}}.w,{{m}}.w)", Access(_SUMS, group)
+        if not self.knobs.together:
+            for product in products:
+                self.onto(text, "any", product, passing=access)
+            return products
+        self.onto(text, "any", products[0], passing=access)
+        first = self.operations[-1]
+        self.onto(text, "any", products[1])
+        first.companion = self.operations[-1]
         return products
 
-    def scale(self, products: list[Register], group: int) -> list[Register]:
+    def zero_sums(self) -> list[Register]:
+        """What an asymmetric format's zeros make of the block, not yet shifted."""
+        totals: list[Register] = []
+        for pair in range(zeros.pairs_of(self.form)):
+            text = f"vdmpy({{m}}.h,{_SUM_PAIRS[pair]}.h):sat"
+            for parity in range(2):
+                access = Access(_OFFSETS, 2 * pair + parity)
+                # before v69 it takes both multipliers
+                if not pair:
+                    totals.append(self.value(f"{{d}}.w = {text}", "multiply", passing=access))
+                else:
+                    self.onto(f"{{0}}.w += {text}", "multiply", totals[parity], passing=access)
+        return totals
+
+    def scale(self, products: list[Register | Half], group: int) -> list[Register | Half]:
         """Products times the group's scales."""
         steps = Access(_SCALES, group)
         text = "{{d}}.w = vmpyo({{0}}.w,{}.h):<<1:rnd:sat"
@@ -293,26 +318,32 @@ class _Turn:
             self.value(text.format("{m}"), "multiply", products[1], passing=steps),
         ]
 
-    def finish(self, sums: list[Register]) -> None:
+    def finish(self, sums: list[Register | Half]) -> None:
         """Sums of the block times its ratio, added to the tile's totals in memory."""
         for place, held in enumerate(sums):
             text = "{d}.w = vmpyo({0}.w,{m}.h):<<1:rnd:sat"
             made = self.value(text, "multiply", held, passing=Access(_RATIO))
             total = Access(_TOTALS, place)
-            text = "{d}.w = vadd({d}.w,{m}.w)"
-            self.add(text, "any", writes=made, adds=True, passing=total)
+            self.onto("{0}.w = vadd({0}.w,{m}.w)", "any", made, passing=total)
             self.add("vmem({a}) = {0}", "any", made, access=total)
         self.move(_TOTALS, "#256")
         if self.scaled:
             self.move(_SCALES, _SCALE_STRIDE)
         if self.form.asymmetric:
-            self.move(_OFFSETS, _SCALE_STRIDE)
+            self.move(_OFFSETS, _OFFSET_STRIDE)
         self.late = False
         for pointer in _CODES[: 2 * self.pairs]:
             self.move(pointer, _CODE_STRIDE)
 
+    def fetch(self) -> None:
+        """Ask for the next tile's codes; after the last tile nothing comes of it."""
+        low, high = _FETCHED_SHAPE
+        text = f"l2fetch({_FETCHED.name},{high}:{low[1:]})"
+        self.add(text, "alone", access=Access(_FETCHED))
+        self.move(_FETCHED, _CODE_STRIDE)
 
-# The shortest schedules that a search of some minutes found.
+
+# The shortest schedules that `search` found in some minutes.
 KNOBS = {
     "w2g64": Knobs(3, 0, 1, 1, 13, 1, True, 40, 15, "MNPS", 1, 17, scales_together=True),
     "w2g64a": Knobs(3, 2, 1, 1, 12, 1, True, 32, 10, "PSMN", 1, 18),
@@ -333,7 +364,16 @@ def scheduled(form: Format, knobs: Knobs) -> Loop:
     """A schedule. Raises DoesNotFit."""
     free = tuple(range(knobs.resident, PASSING))
     turn = _Turn(form, knobs).write()
-    made = Loop(turn, free, knobs.window, knobs.patience, knobs.units, knobs.latency, knobs.limit)
+    made = Loop(
+        turn,
+        free,
+        knobs.window,
+        knobs.patience,
+        knobs.units,
+        knobs.latency,
+        knobs.limit,
+        knobs.shuffle,
+    )
     made.schedule()
     return made
 
@@ -345,11 +385,11 @@ def assemblies(formats: Iterable[Format]) -> list[str]:
 
 def assembly(form: Format) -> str:
     """The function `name_of(form)`, which takes the address of a struct of `WORDS`."""
-    knobs = KNOBS[f"w{form.bits}{_spread(form)}"]
+    knobs = KNOBS[shape_of(form)]
     made = scheduled(form, knobs)
     name, label = name_of(form), f".L{name_of(form)}"
     lines = ["\t.text", f"\t.globl {name}", "\t.p2align 5", f"\t.type {name},@function", f"{name}:"]
-    lines += _setup(knobs.resident, label)
+    lines += _setup(knobs.resident, _STEPS * TILE * form.bits, label)
     lines += _packets(made.packets(before=False))
     lines += [f"\t{{ if (p0) jump:nt {label}_end }}", "\t.p2align 5", f"{label}:"]
     lines += _packets(made.packets())
@@ -364,7 +404,7 @@ def assembly(form: Format) -> str:
 _SAVED = range(16, 28, 2)
 
 
-def _setup(resident: int, label: str) -> list[str]:
+def _setup(resident: int, code_bytes: int, label: str) -> list[str]:
     """Registers from the struct that r0 points to, and the loop; p0 says that one turn is all."""
 
     def word(name: str) -> str:
@@ -386,12 +426,19 @@ def _setup(resident: int, label: str) -> list[str]:
     for pointer, name in ((_SCALES, "steps"), (_OFFSETS, "offsets"), (_TOTALS, "totals")):
         code.append(f"{pointer.name} = {word(name)}")
     code += [f"{_SUMS.name} = {word('sums')}"]
-    code += [f"{_CODE_STRIDE} = {word('code_stride')}", f"{_SCALE_STRIDE} = {word('scale_stride')}"]
-    code += [f"{r} = memw(r0+#{4 * (len(WORDS) + n)})" for n, r in enumerate(_PARTS)]
+    strides = (_CODE_STRIDE, _SCALE_STRIDE, _OFFSET_STRIDE)
+    names = ("code_stride", "scale_stride", "offset_stride")
+    code += [f"{r} = {word(name)}" for r, name in zip(strides, names, strict=True)]
+    behind = enumerate((_ZERO_SHIFT, *_SUM_PAIRS), len(WORDS))
+    code += [f"{r} = memw(r0+#{4 * n})" for n, r in behind]
     code += [f"r1 = {word('tiles')}", "r1 = add(r1,#-1)", "p0 = cmp.eq(r1,#0)"]
     code += [f"loop0({label},r1)", *(f"r{which} = #{which}" for which in range(4))]
     code += [f"{_FOUR} = #4", f"{_BY_4096} = ##0x08000800", f"{_WORDS_BY_TURNS} = #-4"]
-    code += [f"{_TWO} = #2", f"{_TIMES_64} = ##0x40404040"]
+    code.append(f"{_TWO} = #2")
+    code.append(f"{_FETCHED.name} = add({_CODES[0].name},{_CODE_STRIDE})")
+    code.append(f"{_FETCHED.name} = add({_FETCHED.name},#-{_REACH // 2 * VECTOR_BYTES})")
+    low, high = _FETCHED_SHAPE
+    code += [f"{low} = ##{code_bytes << 16 | 1}", f"{high} = ##{code_bytes}"]
     return [f"\t{{ {line} }}" for line in code]
 
 

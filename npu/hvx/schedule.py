@@ -9,30 +9,38 @@ memory a packet; the assembler checks each packet again.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["both_lookup", "multiply", "multiply_one", "shift", "any", "none"]
+Kind = Literal["both_lookup", "multiply", "shift", "any", "none", "alone"]
 
 # Ways in which an operation of a kind takes units: multipliers M and N, shifter S, permuter P.
 _WAYS: dict[Kind, tuple[str, ...]] = {
     "both_lookup": ("SP",),
     "multiply": ("MN",),
-    "multiply_one": ("M", "N"),
     "shift": ("S",),
     "any": (),
     "none": ("",),
+    "alone": ("MNSP",),  # beside scalars alone
 }
 
-# Kinds whose results come later than the next packet.
-_SLOW: tuple[Kind, ...] = ("both_lookup", "multiply", "multiply_one")
+# What reads its sources early, so that a result of the packet before may not have come. Sums that
+# it adds to are read later. In LLVM's itineraries of HVX (HexagonDepIICHVX.td), for all versions, a
+# result comes in stage 9, early sources are read in stage 5 and others in 7; halved as its
+# scheduler does, since threads take turns, a result is there for the next packet or the one after.
+_EARLY: tuple[Kind, ...] = ("both_lookup", "multiply", "shift")
+EARLY_LATENCY = 2
 
 # Vector registers; the last is where loads for use in the same packet pass through.
 REGISTERS = 32
 PASSING = REGISTERS - 1
 
 _SLOTS = 4
+
+# Places by which shuffling moves an operation, at most.
+_SPREAD = 6
 
 
 @dataclass(eq=False)
@@ -96,7 +104,8 @@ Source = Register | Half | Fixed
 class Operation:
     """An instruction. `text` names {d}, what it writes, and {0}, {1} ..., what it reads.
 
-    `passing` is what it loads for itself, {m}. Those that add to what they write have it in `adds`.
+    `passing` is what it loads for itself, {m}. Those that add to what they write, or to a half of
+    it, read that first and have `adds`.
     A `late` one runs in the turn that follows. A `companion` runs in the same packet, and may use
     what is loaded in passing. It may move a pointer on, after its other users.
     """
@@ -164,8 +173,10 @@ class Loop:
 
     `free` are the registers for values; at most `ahead` operations past the oldest one that waits
     are looked at, which bounds how many values there are at a time. Operations that take any unit
-    let the others go first, for `patience` packets; they take `units` in that order. Results of
-    slow operations are used `latency` packets later, or more. At most `limit` registers are used.
+    let the others go first, for `patience` packets; they take `units` in that order. Sources that
+    are read early were made `latency` packets before, or more. At most `limit` registers are used.
+    Unless `shuffle` is 0, which of several ready operations goes first is drawn by chance with that
+    seed, from those at most so many places apart in the order.
     """
 
     operations: Sequence[Operation]
@@ -175,6 +186,7 @@ class Loop:
     units: str
     latency: int
     limit: int
+    shuffle: int = 0
     length: int = 0
 
     def schedule(self) -> None:
@@ -184,6 +196,7 @@ class Loop:
         late = [op for op in self.operations if op.late and op not in companions]
         early = [op for op in self.operations if not op.late and op not in companions]
         pressure = _Pressure(self.operations, self.limit)
+        places = self._places()
         ready_since: dict[Operation, int] = {}
         time = 0
         while late or early:
@@ -191,7 +204,13 @@ class Loop:
             ready = [op for op in late + early[: self.ahead] if _ready(op, waits, time)]
             for op in ready:
                 ready_since.setdefault(op, time)
-            ready.sort(key=lambda op: op.kind == "any" and time - ready_since[op] < self.patience)
+            ready.sort(
+                key=lambda op: (
+                    op.kind == "any" and time - ready_since[op] < self.patience,
+                    not op.late,
+                    places[op],
+                )
+            )
             for op in ready:
                 if _ready(op, waits, time) and pressure.allows(op) and packet.takes(op):
                     for part in op.parts:
@@ -206,6 +225,28 @@ class Loop:
         for operation in self.operations:
             operation.time += self.length * operation.late
         _Allocation(self).run()
+
+    def cycles(self) -> int:
+        """Packets of a turn and what they wait for each other, once turns follow one another."""
+        waits = _waits(self.operations, EARLY_LATENCY)
+        turns = 4
+        begun = [0] * (turns + 1) * self.length
+        after: list[list[tuple[int, int]]] = [[] for _ in begun]
+        for operation in self.operations:
+            for other, wait in waits[operation]:
+                if other.writes is not None:
+                    for turn in range(0, turns * self.length, self.length):
+                        after[turn + operation.time].append((turn + other.time, wait))
+        for index in range(1, len(begun)):
+            ready = [begun[other] + wait for other, wait in after[index]]
+            begun[index] = max([begun[index - 1] + 1, *ready])
+        last = (turns - 1) * self.length
+        return begun[last] - begun[last - self.length]
+
+    def _places(self) -> dict[Operation, float]:
+        """Where operations are in the order, some a little further on."""
+        chance, spread = random.Random(self.shuffle), _SPREAD if self.shuffle else 0  # noqa: S311
+        return {op: at + spread * chance.random() for at, op in enumerate(self.operations)}
 
     def packets(self, *, this: bool = True, before: bool = True) -> list[list[str]]:
         """Instructions by packet: those of this turn, and those left over of the turn before."""
@@ -245,11 +286,8 @@ def _waits(
     users: dict[Pointer, list[Operation]] = {}
     for operation in operations:
         for register in _registers(operation):
-            chained = operation.adds and register is operation.writes
-            for other in writers[register]:
-                quick = chained and other.kind == operation.kind
-                slow = other.kind in _SLOW and not quick
-                waits[operation].append((other, latency if slow else 1))
+            wait = latency if _early(operation, register) else 1
+            waits[operation] += [(other, wait) for other in writers[register]]
         if operation.writes is not None:
             writers.setdefault(operation.writes, []).append(operation)
         for access in (operation.passing, operation.access):
@@ -264,15 +302,23 @@ def _waits(
     return waits
 
 
+def _early(operation: Operation, register: Register) -> bool:
+    """Whether an operation reads a register early, which it does not what it adds to."""
+    summed = operation.adds and register not in map(_whole, operation.reads[1:])
+    stored = operation.access is not None and operation.writes is None
+    return (operation.kind in _EARLY and not summed) or stored
+
+
 def _registers(operation: Operation) -> Iterator[Register]:
     """What an operation reads of what this turn writes."""
-    for source in operation.reads:
-        if isinstance(source, Half):
-            yield source.of
-        elif isinstance(source, Register):
-            yield source
-    if operation.adds and operation.writes is not None:
-        yield operation.writes
+    yield from filter(None, map(_whole, operation.reads))
+
+
+def _whole(source: Source) -> Register | None:
+    """The register, or the one that a half is of; none where it is the same in all turns."""
+    if isinstance(source, Fixed):
+        return None
+    return source.of if isinstance(source, Half) else source
 
 
 class _Pressure:

@@ -60,6 +60,11 @@ def joined(first: Value, second: Value) -> Value:
     return _call("vcombine", PAIR, second, first)
 
 
+def leading_zeros(word: Value) -> Value:
+    """Of a scalar's 32 bits."""
+    return word.code.intrinsic("llvm.hexagon.S2.cl0", I32, word)
+
+
 def splat(word: Value) -> Value:
     """A 32-bit scalar in every word."""
     return _call("lvsplatw", VECTOR, word)
@@ -79,9 +84,14 @@ def add_widening(sums: Value, a: Value, b: Value) -> Value:
     return _call("vaddhw.acc", PAIR, sums, a, b)
 
 
-def multiply_widening(sums: Value, a: Value, halves: Value) -> Value:
-    """sums + a * halves: 16-bit lanes, even ones by the scalar's low half, odd by its high one."""
-    return _call("vmpyh.acc", PAIR, sums, a, halves)
+def dot_halves(sums: Value, a: Value, halves: Value) -> Value:
+    """sums + dot products of the 2 halves of each word with a scalar's; saturated."""
+    return _call("vdmpyhsat.acc", VECTOR, sums, a, halves)
+
+
+def add_shifted(sums: Value, words: Value, shift: Value) -> Value:
+    """sums + words / 2^shift, rounded down."""
+    return _call("vasrw.acc", VECTOR, sums, words, shift)
 
 
 def scaled(words: Value, factors: Value) -> Value:

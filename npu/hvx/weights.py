@@ -33,8 +33,8 @@ class RowScales:
     """Scales of a tensor's rows.
 
     units float32 [tiles * 64]: a row's factor. steps int16 [tiles, groups, 64]: fractions of 32768,
-    where scales are of groups. offsets int16 [tiles, groups, 64]: 2^bits - 1 - 2 zero (for 8 bits,
-    minus the zero), where formats are asymmetric.
+    where scales are of groups. offsets int16 [tiles, pairs of groups, 2, 32, 2] where formats are
+    asymmetric: offsets times scales, of even rows and of odd ones, two groups to a row (`zeros`).
     """
 
     units: NDArray[np.float32]
@@ -57,17 +57,26 @@ def row_scales(form: Format, parts: Mapping[str, NDArray[Any]], rows: int) -> Ro
     tiles = tile_count(rows)
     scales = np.broadcast_to(parts["scales"], (tiles, parts["scales"].shape[1], TILE))
     largest = np.abs(scales).max(axis=1).astype(np.float32)  # [tiles, 64]
-    offsets = _offsets(form, parts["zeros"]) if form.asymmetric else None
     factor = np.float32(1 << BYTE_SHIFT if form.bits == 8 else 0.5)
     if form.granularity != "group":
         units = scales[:, 0].astype(np.float32) * factor
-        return RowScales(units.reshape(-1), None, offsets)
+        return RowScales(units.reshape(-1), None, _offsets(form, parts, np.float32(ONE)))
     one = largest * np.float32(ONE / LARGEST)
     inverse = np.where(one > 0, ONE / np.maximum(one, np.float32(1e-30)), 0)[:, None]
-    steps = np.rint(scales.astype(np.float32) * inverse).astype(np.int16)
-    return RowScales((one * factor).reshape(-1), steps, offsets)
+    shares = scales.astype(np.float32) * inverse
+    steps = np.rint(shares).astype(np.int16)
+    return RowScales((one * factor).reshape(-1), steps, _offsets(form, parts, shares))
 
 
-def _offsets(form: Format, zeros: NDArray[np.uint8]) -> NDArray[np.int16]:
-    wide = zeros.astype(np.int16)
-    return -wide if form.bits == 8 else 2**form.bits - 1 - 2 * wide
+def _offsets(
+    form: Format, parts: Mapping[str, NDArray[Any]], shares: np.float32 | NDArray[np.float32]
+) -> NDArray[np.int16] | None:
+    """2^bits - 1 - 2 zero (for 8 bits, minus the zero), over 2^bits, times groups' scales."""
+    if not form.asymmetric:
+        return None
+    wide = parts["zeros"].astype(np.float32)
+    offsets = -wide if form.bits == 8 else np.float32(2**form.bits - 1) - 2 * wide
+    scaled = np.rint(offsets * shares * np.float32(2.0**-form.bits)).astype(np.int16)
+    padded = np.pad(scaled, ((0, 0), (0, scaled.shape[1] % 2), (0, 0)))
+    parted = padded.reshape(len(scaled), -1, 2, TILE // 2, 2)  # [.., group, rows, parity]
+    return np.ascontiguousarray(parted.transpose(0, 1, 4, 3, 2))
