@@ -32,13 +32,16 @@ def missing() -> str:
 class Emulator(Piped):
     """A running program; memory that it gave is kept until `close`.
 
-    Raises MissingDependency without qemu.
+    `log` gets each piece of code as it is translated, and each run of it. Raises MissingDependency
+    without qemu.
     """
 
-    def __init__(self, program: Path) -> None:
+    def __init__(self, program: Path, log: Path | None = None) -> None:
         if reason := missing():
             raise MissingDependency(f"emulating Hexagon: {reason}", CURE)
-        super().__init__([QEMU, str(program)], "Hexagon", symbols(program.read_bytes()), "I")
+        options = ["-d", "in_asm,exec,nochain", "-D", str(log)] if log is not None else []
+        command = [QEMU, *options, str(program)]
+        super().__init__(command, "Hexagon", symbols(program.read_bytes()), "I")
 
     def prepare(self, calls: Sequence[Call]) -> Table:
         """Calls as a table in its memory. See `npu.hvx.lowering.Device`."""

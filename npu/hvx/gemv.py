@@ -8,7 +8,7 @@ add to a block comes beside them (`zeros`); blocks of 256 activations are scaled
 rounded and added in 32 bits; so a row's result is an integer that is the same on every Hexagon, and
 one float multiplication at the end makes a number of it.
 
-This kernel leaves instructions to LLVM to schedule. For whole blocks of 2 and 4 bits there are
+This kernel leaves instructions to LLVM to schedule. For whole blocks of 2 to 4 bits there are
 scheduled loops (`inner`); both are held to the twin `lookup`.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.codegen.language import F32, I32, I64, Code, Value, Variable
+from cpu.codegen.language import F32, I32, I64, Code, Type, Value, Variable
 from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
 from edge.formats import Format
 from edge.planes import QUAD, STEP, TILE, Quantized
@@ -94,7 +94,10 @@ def _whole_blocks(code: Code, a: Arguments, form: Format) -> Value:
     """How many blocks a scheduled loop takes: its codes must be whole vectors."""
     if not inner.covers(form):
         return code.constant(I64, 0)
-    aligned = (_address(a.pointer("codes")) & (VECTOR_BYTES - 1)).equals(0)
+    step_bytes = _Shape(form).step_bytes
+    tile_bytes = (a.integer("width") + (STEP - 1)) // STEP * step_bytes
+    apart = _address(a.pointer("codes")) | tile_bytes.to(I32)
+    aligned = (apart & (VECTOR_BYTES - 1)).equals(0)
     return aligned.select(a.integer("width") // BLOCK, 0)
 
 
@@ -140,7 +143,7 @@ class _Blocks:
         values = [
             *(_address(code.offset(a.pointer(name), place)) for name, place in places.items()),
             _address(self.scratch),
-            code.load(I32, a.pointer("ratios"), block * 4),
+            code.load(I32, a.pointer("ratios"), block * 4, align=4),
             *(value.to(I32) for value in (last - first, code_stride, scale_stride, offset_stride)),
         ]
         if shape.form.asymmetric:
@@ -148,7 +151,7 @@ class _Blocks:
             pairs, shift = zeros.sum_pairs(code, shape.form, sums)
             values += [shift, *pairs]
         for place, value in enumerate(values):
-            code.store(value, self.words, 4 * place)
+            code.store(value, self.words, 4 * place, align=4)
         code.call_named(inner.name_of(shape.form), self.words)
 
 
@@ -199,7 +202,7 @@ class _Tile:
                     self.add_group(group, first, sums)
             if self.form.asymmetric:
                 self.add_zeros(block, sums)
-            ratio = vectors.splat(code.load(I32, a.pointer("ratios"), block * 4))
+            ratio = vectors.splat(code.load(I32, a.pointer("ratios"), block * 4, align=4))
             for total, made in zip(totals, sums, strict=True):
                 total.set(total.get() + vectors.scaled(made.get(), ratio))
         for place, total in zip(places, totals, strict=True):
@@ -268,7 +271,8 @@ class _Tile:
         code, zero = self.code, self.code.constant(vectors.VECTOR, 0)
         sums = [[code.variable(zero) for _ in range(2)] for _ in range(2)]
         with code.loop(first, last) as quad:
-            both = [code.load(I32, self.a.pointer("bytes"), quad * 8 + 4 * i) for i in range(2)]
+            places = (quad * 8, quad * 8 + 4)
+            both = [code.load(I32, self.a.pointer("bytes"), at, align=4) for at in places]
             for half, terms in enumerate(sums):
                 place = quad * self.step_bytes + half * VECTOR_BYTES
                 codes = code.load(vectors.VECTOR, self.codes, place)
@@ -314,15 +318,26 @@ def _plane_pairs(bits: int) -> list[int]:
 def finish(code: Code, a: Arguments, first: Value, last: Value) -> None:
     """Integers of tiles to numbers: times the row's unit and the activations' scale, plus bias."""
     blocks = (a.integer("width") + (BLOCK - 1)) // BLOCK
-    peak = code.load(F32, a.pointer("peaks"), blocks * 4)
+    peak = code.load(F32, a.pointer("peaks"), blocks * 4, align=4)
     factor = peak * a.number("factor")
-    with code.loop(first, last) as tile, code.loop(0, TILE) as row:
-        place = (tile * TILE + row) * 4
-        held = tile * TILE + (row & 1) * _HALF + (row >> 1)
-        total = code.load(I32, a.pointer("sums_out"), held * 4).to(F32)
-        unit = code.load(F32, a.pointer("units"), place)
-        bias = code.load(F32, a.pointer("bias"), place)
-        code.store(total * (unit * factor) + bias, a.pointer("out"), place)
+    names = ("sums_out", "units", "bias", "out")
+    with code.loop(first, last) as tile:
+        start = tile * (4 * TILE)
+        sums, units, bias, out = (code.offset(a.pointer(name), start) for name in names)
+
+        def number(total: Value, row: int, kind: Type) -> None:
+            unit, addend = (code.load(kind, at, 4 * row, align=4) for at in (units, bias))
+            code.store(total.to(F32) * (unit * factor) + addend, out, 4 * row, align=4)
+
+        if code.isa.lanes == 1:
+            for row in range(TILE):
+                held = row % 2 * _HALF + row // 2
+                number(code.load(I32, sums, 4 * held, align=4), row, F32)
+        else:
+            even, odd = (vectors.load(code, sums, half * VECTOR_BYTES) for half in range(2))
+            both = vectors.interleaved(even, odd)
+            number(vectors.low(both), 0, F32.of(_HALF))
+            number(vectors.high(both), _HALF, F32.of(_HALF))
 
 
 def factor_of(one: int) -> float:

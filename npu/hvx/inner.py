@@ -1,4 +1,4 @@
-"""The lookup loops for whole blocks of 256 activations at 2 and 4 bits, as scheduled assembly.
+"""The lookup loops for whole blocks of 256 activations at 2 to 4 bits, as scheduled assembly.
 
 One turn takes a block of a tile of 64 rows, with the tables of the block held in registers (T-MAN's
 tile: 16 vectors of tables, 256 activations). The planes are loaded for use in the same packet, once
@@ -60,7 +60,7 @@ _REACH = 16
 
 def covers(form: Format) -> bool:
     """Whether a scheduled loop exists for a format."""
-    return form.quantized and form.bits in (2, 4) and group_of(form) in (64, 128, 256)
+    return form.quantized and form.bits < 8
 
 
 def name_of(form: Format) -> str:
@@ -102,6 +102,20 @@ class Knobs:
     zeros_after: int = 3
     doubled: int = 0
     shuffle: int = 0
+    fetches: bool = True
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Two planes of a step, or of two: which step's tables, and which vector of the block."""
+
+    step: int
+    vector: int
+
+
+def _codes(place: _Place) -> Access:
+    pointer, offset = divmod(place.vector, _REACH)
+    return Access(_CODES[pointer], offset - _REACH // 2)
 
 
 @dataclass
@@ -113,18 +127,13 @@ class _Turn:
     operations: list[Operation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.pairs = self.form.bits // 2
         self.group = group_of(self.form)
         self.scaled = self.form.granularity == "group"
         self.begun = self.doubled = 0
         self.tables: dict[int, Register] = {}
         self.shifted: list[tuple[Register, Register | None]] = []
-        self.sequence = [
-            (step, place)
-            for group in range(BLOCK // self.group)
-            for place in range(self.pairs)
-            for step in range(group * self.group // STEP, (group + 1) * self.group // STEP)
-        ]
+        groups = range(BLOCK // self.group)
+        self.sequence = [place for g in groups for places in self.passes(g) for place in places]
         self.late = False
 
     # Operations.
@@ -151,7 +160,8 @@ class _Turn:
         sums: list[Register | Half] = []
         from_zeros: list[Register] = []
         groups = BLOCK // self.group
-        self.fetch()
+        if self.knobs.fetches:
+            self.fetch()
         for group in range(groups):
             products = self.with_zero(self.products(group), group)
             if self.scaled:
@@ -175,27 +185,50 @@ class _Turn:
         writes = total.of if isinstance(total, Half) else total
         self.add(text, kind, total, *reads, writes=writes, adds=True, **more)
 
+    def passes(self, group: int) -> list[list[_Place]]:
+        """What is looked up for a group: places that share sums, two planes each.
+
+        Of 3 bits, two steps take three vectors. The middle one has the last plane of the even step
+        and the first of the odd one, and is looked up for each, with half of the sums of use.
+        """
+        steps = range(group * self.group // STEP, (group + 1) * self.group // STEP)
+        if self.form.bits == 3:
+            even, odd = steps[::2], steps[1::2]
+            return [
+                [_Place(step, step // 2 * 3 + vector) for step in chosen]
+                for chosen, vector in ((even, 0), (odd, 2), (even, 1), (odd, 1))
+            ]
+        pairs = self.form.bits // 2
+        return [[_Place(step, step * pairs + n) for step in steps] for n in range(pairs)]
+
     def products(self, group: int) -> list[Register | Half]:
         """The planes' sums of even and of odd rows, weighted by powers of two."""
-        weighted: list[list[Register | Half]] = []
-        for place in range(self.pairs):
-            sums = self.plane_sums(group, place)
-            last = group == BLOCK // self.group - 1 and place == self.pairs - 1
+        passes = self.passes(group)
+        three: list[list[Register]] = []
+        made: list[list[Register | Half]] = []
+        for index, places in enumerate(passes):
+            last = group == BLOCK // self.group - 1 and index == len(passes) - 1
+            sums = self.plane_sums(places, last=last)
             self.late = self.late or last
-            weighted.append([self.two_planes(held) for held in sums])
-        made = weighted[0]
-        for later in weighted[1:]:
-            for low, high in zip(made, later, strict=True):
+            planes = [self.by_plane(held) for held in sums]
+            if self.form.bits == 3:
+                three.append(planes)
+                self.weigh_three(*zip(*three, strict=True))
+            else:
+                made.append([self.two_planes(pair) for pair in planes])
+        if self.form.bits == 3:
+            return [Half(pair, 0) for pair in three[0]]
+        for later in made[1:]:
+            for low, high in zip(made[0], later, strict=True):
                 self.onto(f"{{0}}.w += vasl({{1}}.w,{_TWO})", "shift", low, high)
-        return made
+        return made[0]
 
-    def plane_sums(self, group: int, place: int) -> list[Register]:
+    def plane_sums(self, places: list[_Place], *, last: bool) -> list[Register]:
         """Sums of entries of a pair of planes: pairs of vectors, for even and for odd rows."""
-        per_group = self.group // STEP
         sums: list[Register] = []
-        for step in range(group * per_group, (group + 1) * per_group):
-            low, high = self.look_up(step, place)
-            self.late = step >= _STEPS - self.knobs.late and place == self.pairs - 1
+        for index, place in enumerate(places):
+            low, high = self.look_up(place)
+            self.late = last and index >= len(places) - self.knobs.late
             for parity in range(2):
                 entries = Half(low, parity), Half(high, parity)
                 if len(sums) < 2:
@@ -206,25 +239,24 @@ class _Turn:
             self.late = False
         return sums
 
-    def look_up(self, step: int, place: int) -> tuple[Register, Register]:
-        """Entries of both nibbles of a step's pair of planes."""
+    def look_up(self, place: _Place) -> tuple[Register, Register]:
+        """Entries of both nibbles of two planes."""
         last = len(self.sequence) - 1
         while len(self.shifted) <= min(self.begun + self.knobs.ahead, last):
             multiplied = not (len(self.shifted) + self.knobs.phase) % self.knobs.every
             if multiplied and len(self.shifted) > self.begun + self.knobs.multiplied_ahead:
                 break
-            self.shifted.append(self.shift(*self.sequence[len(self.shifted)]))
+            self.shifted.append(self.shift(self.sequence[len(self.shifted)]))
         shifted, low = self.shifted[self.begun]
         self.begun += 1
         if low is None:
-            low = self.look_up_low(step, place)
-        text = f"{{d}}.h = vlut16({{1}}.b,{{0}}.h,r{2 * (step % 2) + 1}):nomatch"
-        return low, self.pair(text, "both_lookup", self.table(step), shifted)
+            low = self.look_up_low(place)
+        text = f"{{d}}.h = vlut16({{1}}.b,{{0}}.h,r{2 * (place.step % 2) + 1}):nomatch"
+        return low, self.pair(text, "both_lookup", self.table(place.step), shifted)
 
-    def look_up_low(self, step: int, place: int) -> Register:
-        text = f"{{d}}.h = vlut16({{m}}.b,{{0}}.h,r{2 * (step % 2)}):nomatch"
-        access = self.code_access(step, place)
-        return self.pair(text, "both_lookup", self.table(step), passing=access)
+    def look_up_low(self, place: _Place) -> Register:
+        text = f"{{d}}.h = vlut16({{m}}.b,{{0}}.h,r{2 * (place.step % 2)}):nomatch"
+        return self.pair(text, "both_lookup", self.table(place.step), passing=_codes(place))
 
     def table(self, step: int) -> Source:
         """The tables of two steps: some stay in registers, others are loaded each time."""
@@ -236,41 +268,55 @@ class _Turn:
             self.tables[index] = self.value("{d} = vmem({a})", "any", access=access)
         return self.tables[index]
 
-    def shift(self, step: int, place: int) -> tuple[Register, Register | None]:
-        """The high nibbles of a step's pair of planes, where low ones were.
+    def shift(self, place: _Place) -> tuple[Register, Register | None]:
+        """The high nibbles of two planes, where low ones were.
 
         A multiplication runs beside the lookup of the low ones.
         """
         if (len(self.shifted) + self.knobs.phase) % self.knobs.every:
-            access = self.code_access(step, place)
             by_four = f"{{d}}.uh = vlsr({{m}}.uh,{_FOUR})"
-            return self.value(by_four, "shift", passing=access), None
-        low = self.look_up_low(step, place)
+            return self.value(by_four, "shift", passing=_codes(place)), None
+        low = self.look_up_low(place)
         first = self.operations[-1]
         by_4096 = f"{{d}}.h = vmpy({{m}}.h,{_BY_4096}.h):<<1:sat"
         made = self.value(by_4096, "multiply")
         first.companion = self.operations[-1]
         return made, low
 
-    def code_access(self, step: int, place: int) -> Access:
-        pointer, offset = divmod(step * self.pairs + place, _REACH)
-        return Access(_CODES[pointer], offset - _REACH // 2)
-
     def move(self, pointer: Pointer, by: str) -> None:
         self.add(f"{pointer.name} = add({pointer.name},{by})", "none", moves=pointer)
 
-    def two_planes(self, sums: Register) -> Register | Half:
-        """First plane plus twice the second, rows in order; by a shift, or by adding twice."""
+    def by_plane(self, sums: Register) -> Register:
+        """Sums of the first plane, then of the second, rows in order."""
         turned = f"{{d}} = vshuff({{1}},{{0}},{_WORDS_BY_TURNS})"
-        planes = self.pair(turned, "both_lookup", Half(sums, 0), Half(sums, 1))
+        return self.pair(turned, "both_lookup", Half(sums, 0), Half(sums, 1))
+
+    def two_planes(self, planes: Register) -> Register | Half:
+        """First plane plus twice the second: by a shift, or by adding twice."""
+        first, second = Half(planes, 0), Half(planes, 1)
         self.doubled += 1
         if self.knobs.doubled and not self.doubled % self.knobs.doubled:
-            total = Half(planes, 0)
-            self.onto(f"{{0}}.w += vasl({{1}}.w,{_ONE})", "shift", total, Half(planes, 1))
-            return total
-        once = self.value("{d}.w = vadd({0}.w,{1}.w)", "any", Half(planes, 0), Half(planes, 1))
-        self.onto("{0}.w = vadd({0}.w,{1}.w)", "any", once, Half(planes, 1))
+            self.onto(f"{{0}}.w += vasl({{1}}.w,{_ONE})", "shift", first, second)
+            return first
+        once = self.value("{d}.w = vadd({0}.w,{1}.w)", "any", first, second)
+        self.onto("{0}.w = vadd({0}.w,{1}.w)", "any", once, second)
         return once
+
+    def weigh_three(self, *by_parity: tuple[Register, ...]) -> None:
+        """Add the latest of `passes` to the first's: all steps' planes times 1, 2 and 4."""
+        add = "{0}.w = vadd({0}.w,{1}.w)"
+        shifted = "{{0}}.w += vasl({{1}}.w,{})"
+        for planes in by_parity:
+            total, second = Half(planes[0], 0), Half(planes[0], 1)
+            if len(planes) == 2:
+                self.onto(add, "any", second, Half(planes[1], 0))
+                self.onto(shifted.format(_ONE), "shift", total, second)
+            elif len(planes) == 3:
+                third = Half(planes[1], 1)
+                self.onto(add, "any", third, Half(planes[2], 0))
+                self.onto(shifted.format(_TWO), "shift", total, third)
+            elif len(planes) == 4:
+                self.onto(add, "any", total, Half(planes[3], 1))
 
     def with_zero(self, products: list[Register | Half], group: int) -> list[Register | Half]:
         """Products with the sum of the group's activations added, times a symmetric format's 1."""
@@ -325,14 +371,16 @@ class _Turn:
             made = self.value(text, "multiply", held, passing=Access(_RATIO))
             total = Access(_TOTALS, place)
             self.onto("{0}.w = vadd({0}.w,{m}.w)", "any", made, passing=total)
-            self.add("vmem({a}) = {0}", "any", made, access=total)
+            summed = self.operations[-1]
+            self.add("vmem({a}) = {0}.new", "none", made, access=total)  # takes no unit
+            summed.companion = self.operations[-1]
         self.move(_TOTALS, "#256")
         if self.scaled:
             self.move(_SCALES, _SCALE_STRIDE)
         if self.form.asymmetric:
             self.move(_OFFSETS, _OFFSET_STRIDE)
         self.late = False
-        for pointer in _CODES[: 2 * self.pairs]:
+        for pointer in _CODES[: self.form.bits]:
             self.move(pointer, _CODE_STRIDE)
 
     def fetch(self) -> None:
@@ -345,37 +393,53 @@ class _Turn:
 
 # The shortest schedules that `search` found in some minutes.
 KNOBS = {
-    "w2g64": Knobs(3, 0, 1, 1, 13, 1, True, 40, 15, "MNPS", 1, 17, scales_together=True),
-    "w2g64a": Knobs(3, 2, 1, 1, 12, 1, True, 32, 10, "PSMN", 1, 18),
-    "w2g128": Knobs(2, 2, 2, 1, 12, 1, False, 14, 10, "PSMN", 1, 19),
-    "w2g128a": Knobs(2, 3, 3, 1, 8, 2, False, 16, 6, "PSMN", 1, 21),
-    "w2c": Knobs(4, 3, 2, 0, 10, 2, False, 33, 14, "MNPS", 1, 19),
-    "w2ca": Knobs(2, 3, 3, 1, 8, 2, False, 16, 6, "PSMN", 1, 21),
-    "w4g64": Knobs(2, 2, 3, 1, 6, 1, True, 34, 14, "MNPS", 1, 23),
-    "w4g64a": Knobs(2, 1, 2, 1, 8, 2, True, 24, 8, "PSMN", 1, 23),
-    "w4g128": Knobs(2, 3, 2, 1, 6, 3, False, 35, 10, "MNPS", 1, 24),
-    "w4g128a": Knobs(2, 3, 3, 1, 6, 1, True, 14, 10, "MNPS", 1, 24),
-    "w4c": Knobs(4, 1, 2, 1, 8, 3, False, 31, 3, "PMNS", 1, 21),
-    "w4ca": Knobs(4, 1, 2, 1, 8, 3, False, 31, 3, "PMNS", 1, 21),
+    "w2g32": Knobs(2, 2, 2, 1, 12, 1, False, 14, 10, "PSMN", 1, 19, False, 3, 0, 0),
+    "w2g32a": Knobs(4, 3, 2, 0, 10, 2, False, 33, 14, "MNPS", 1, 19, False, 3, 0, 0),
+    "w2g64": Knobs(3, 0, 1, 1, 13, 1, True, 36, 15, "MNPS", 1, 17, True, 3, 0, 0),
+    "w2g64a": Knobs(3, 5, 1, 1, 14, 1, True, 16, 14, "MPNS", 1, 20, False, 3, 0, 0),
+    "w2g128": Knobs(3, 0, 1, 1, 13, 1, True, 40, 18, "MNPS", 1, 17, False, 3, 0, 0),
+    "w2g128a": Knobs(2, 3, 2, 2, 10, 1, False, 33, 12, "MNPS", 1, 19, False, 2, 0, 0),
+    "w2c": Knobs(3, 2, 1, 1, 13, 1, False, 40, 15, "MNPS", 1, 17, True, 3, 0, 0),
+    "w2ca": Knobs(2, 3, 3, 1, 8, 2, False, 16, 6, "PSMN", 1, 21, False, 3, 0, 0),
+    "w3g32": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
+    "w3g32a": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
+    "w3g64": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
+    "w3g64a": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
+    "w3g128": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
+    "w3g128a": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
+    "w3c": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
+    "w3ca": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
+    "w4g32": Knobs(2, 2, 3, 1, 6, 1, True, 34, 14, "MNPS", 1, 23, False, 3, 0, 0),
+    "w4g32a": Knobs(2, 2, 3, 1, 6, 1, True, 34, 14, "MNPS", 1, 23, False, 3, 0, 0),
+    "w4g64": Knobs(2, 2, 4, 2, 6, 2, True, 34, 12, "MPNS", 1, 23, False, 2, 0, 0),
+    "w4g64a": Knobs(2, 4, 3, 1, 6, 2, False, 51, 14, "MNPS", 1, 23, False, 3, 0, 676),
+    "w4g128": Knobs(2, 3, 2, 1, 6, 3, False, 40, 10, "MNPS", 1, 24, False, 3, 0, 0),
+    "w4g128a": Knobs(2, 1, 3, 1, 6, 2, True, 35, 10, "MNPS", 1, 24, False, 3, 0, 0),
+    "w4c": Knobs(4, 1, 2, 1, 8, 3, False, 25, 13, "PMNS", 1, 21, False, 3, 0, 0),
+    "w4ca": Knobs(4, 1, 2, 1, 8, 3, False, 31, 3, "PMNS", 1, 21, False, 3, 0, 0),
 }
 
 
-def scheduled(form: Format, knobs: Knobs) -> Loop:
-    """A schedule. Raises DoesNotFit."""
-    free = tuple(range(knobs.resident, PASSING))
-    turn = _Turn(form, knobs).write()
+def scheduled(form: Format, knobs: Knobs, most: int = 10_000) -> Loop:
+    """A schedule of at most so many packets. Raises DoesNotFit."""
     made = Loop(
-        turn,
-        free,
-        knobs.window,
-        knobs.patience,
-        knobs.units,
-        knobs.latency,
-        knobs.limit,
-        knobs.shuffle,
+        operations=_Turn(form, knobs).write(),
+        free=tuple(range(knobs.resident, PASSING)),
+        ahead=knobs.window,
+        patience=knobs.patience,
+        units=knobs.units,
+        latency=knobs.latency,
+        limit=knobs.limit,
+        shuffle=knobs.shuffle,
+        most=most,
     )
     made.schedule()
     return made
+
+
+def loop_of(form: Format) -> Loop:
+    """The schedule of a format that `covers` has."""
+    return scheduled(form, KNOBS[shape_of(form)])
 
 
 def assemblies(formats: Iterable[Format]) -> list[str]:

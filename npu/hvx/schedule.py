@@ -3,15 +3,15 @@
 LLVM's scheduler leaves a third of the issue slots of the lookup loops empty and spills (9 packets
 and more for 1,000 2-bit weights). Here every operation of a loop's turn gets a packet, counted from
 the turn's start; a turn begins every `length` packets, so the last operations of one run beside the
-first of the next. Operations keep to four units (see `isa`), four instructions and one access to
-memory a packet; the assembler checks each packet again.
+first of the next. Operations keep to four units (see `isa`), four instructions, one load and one
+store a packet; the assembler checks each packet again.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["both_lookup", "multiply", "shift", "any", "none", "alone"]
@@ -38,6 +38,9 @@ REGISTERS = 32
 PASSING = REGISTERS - 1
 
 _SLOTS = 4
+
+# Packets from which registers are given out, one after another until all fit.
+_CUTS = 12
 
 # Places by which shuffling moves an operation, at most.
 _SPREAD = 6
@@ -127,6 +130,14 @@ class Operation:
         """This and its companion."""
         return [self] if self.companion is None else [self, self.companion]
 
+    @property
+    def accesses(self) -> Iterator[str]:
+        """What it does to memory, of which a packet may load and store once."""
+        if self.passing is not None or (self.access is not None and self.writes is not None):
+            yield "load"
+        elif self.access is not None:
+            yield "store"
+
     def lines(self) -> Iterator[str]:
         """The instructions, loads for itself last."""
         names = [source.whole for source in self.reads]
@@ -138,7 +149,7 @@ class Operation:
 
 
 class DoesNotFit(Exception):
-    """Not enough registers."""
+    """Not enough registers, or packets."""
 
 
 @dataclass
@@ -146,14 +157,14 @@ class _Packet:
     order: str
     units: str = ""
     instructions: int = 0
-    memory: bool = False
+    accesses: set[str] = field(default_factory=set)
 
     def takes(self, operation: Operation) -> bool:
         """Add an operation, and its companion, where there is room for both."""
         parts = operation.parts
-        accesses = [a for part in parts for a in (part.passing, part.access) if a is not None]
+        accesses = {kind for part in parts for kind in part.accesses}
         count = len(parts) + sum(part.passing is not None for part in parts)
-        if self.instructions + count > _SLOTS or (accesses and self.memory):
+        if self.instructions + count > _SLOTS or accesses & self.accesses:
             return False
         units = self.units
         for part in parts:
@@ -163,7 +174,7 @@ class _Packet:
                 return False
             units += ways[0]
         self.units, self.instructions = units, self.instructions + count
-        self.memory |= bool(accesses)
+        self.accesses |= accesses
         return True
 
 
@@ -175,8 +186,8 @@ class Loop:
     are looked at, which bounds how many values there are at a time. Operations that take any unit
     let the others go first, for `patience` packets; they take `units` in that order. Sources that
     are read early were made `latency` packets before, or more. At most `limit` registers are used.
-    Unless `shuffle` is 0, which of several ready operations goes first is drawn by chance with that
-    seed, from those at most so many places apart in the order.
+    More than `most` packets are given up. Unless `shuffle` is 0, which of several ready operations
+    goes first is drawn by chance with that seed, from those near each other in the order.
     """
 
     operations: Sequence[Operation]
@@ -187,21 +198,22 @@ class Loop:
     latency: int
     limit: int
     shuffle: int = 0
+    most: int = 10_000
     length: int = 0
 
     def schedule(self) -> None:
         """Give every operation a packet and every register a number. Raises DoesNotFit."""
-        waits = _waits(self.operations, self.latency)
         companions = {op.companion for op in self.operations if op.companion is not None}
         late = [op for op in self.operations if op.late and op not in companions]
         early = [op for op in self.operations if not op.late and op not in companions]
         pressure = _Pressure(self.operations, self.limit)
+        order = _Order(self.operations, _waits(self.operations, self.latency))
         places = self._places()
         ready_since: dict[Operation, int] = {}
-        time = 0
+        time = placed = 0
         while late or early:
             packet = _Packet(self.units)
-            ready = [op for op in late + early[: self.ahead] if _ready(op, waits, time)]
+            ready = [op for op in late + early[: self.ahead] if order.ready(op, time)]
             for op in ready:
                 ready_since.setdefault(op, time)
             ready.sort(
@@ -212,15 +224,19 @@ class Loop:
                 )
             )
             for op in ready:
-                if _ready(op, waits, time) and pressure.allows(op) and packet.takes(op):
+                if pressure.allows(op) and packet.takes(op):
+                    placed = time
                     for part in op.parts:
                         part.time = time
                         pressure.place(part)
+                        order.place(part)
             late = [op for op in late if op.time < 0]
             early = [op for op in early if op.time < 0]
             time += 1
-            if time > 8 * len(self.operations):
+            if time - placed > self.latency:
                 raise DoesNotFit("operations wait for registers that never become free")
+            if time > self.most:
+                raise DoesNotFit(f"more than {self.most} packets")
         self.length = time
         for operation in self.operations:
             operation.time += self.length * operation.late
@@ -258,23 +274,32 @@ class Loop:
         return made
 
 
-def _ready(
-    operation: Operation, waits: dict[Operation, list[tuple[Operation, int]]], now: int
-) -> bool:
-    """Whether all that an operation and its companion wait for is done."""
-    return all(
-        _done(part, other, now) + wait <= now
-        for part in operation.parts
-        for other, wait in waits[part]
-        if other is not operation
-    )
+class _Order:
+    """What operations, with their companions, still wait for, as others are placed."""
 
+    def __init__(
+        self,
+        operations: Sequence[Operation],
+        waits: Mapping[Operation, Sequence[tuple[Operation, int]]],
+    ) -> None:
+        self.lacking = dict.fromkeys(operations, 0)
+        self.earliest = dict.fromkeys(operations, 0)
+        self.after: dict[Operation, list[tuple[Operation, int]]] = {op: [] for op in operations}
+        for operation in operations:
+            for part in operation.parts:
+                for other, wait in waits[part]:
+                    # the turn before ends before this one begins
+                    if other is not operation and (other.late or not part.late):
+                        self.lacking[operation] += 1
+                        self.after[other].append((operation, wait))
 
-def _done(operation: Operation, other: Operation, now: int) -> int:
-    """When what an operation waits for is done; the turn before ends before this one begins."""
-    if operation.late and not other.late:
-        return -1
-    return other.time if other.time >= 0 else now + 1
+    def ready(self, operation: Operation, now: int) -> bool:
+        return not self.lacking[operation] and self.earliest[operation] <= now
+
+    def place(self, operation: Operation) -> None:
+        for other, wait in self.after[operation]:
+            self.lacking[other] -= 1
+            self.earliest[other] = max(self.earliest[other], operation.time + wait)
 
 
 def _waits(
@@ -377,29 +402,45 @@ class _Allocation:
             for register in _registers(operation):
                 start, end = self.spans[register]
                 self.spans[register] = start, max(end, operation.time)
-        self.taken: dict[int, set[int]] = {number: set() for number in loop.free}
+        self.taken: dict[int, int] = {}
 
     def run(self) -> None:
-        # pairs first, then by when they begin: a packet's later reads free what its writes take
-        order = sorted(self.spans, key=lambda r: (not r.pair, self.spans[r]))
-        for register in order:
-            self._number(register, *self.spans[register])
-
-    def _number(self, register: Register, start: int, end: int) -> None:
+        """Raises DoesNotFit. What a greedy order leaves no room for, another may."""
         length = self.loop.length
-        if end - start > length:
+        if any(end - start > length for start, end in self.spans.values()):
             raise DoesNotFit("a value lives longer than a turn")
-        times = {time % length for time in range(start, max(end, start + 1))}
-        best, best_fullness = -1, -1
+        if not any(self._fits(cut * length // _CUTS) for cut in range(_CUTS)):
+            raise DoesNotFit("no registers")
+
+    def _fits(self, cut: int) -> bool:
+        """Whether all get one, pairs first, then by when they begin, counted from a packet on."""
+        length = self.loop.length
+        self.taken = dict.fromkeys(self.loop.free, 0)
+        return all(
+            self._number(register, *self.spans[register])
+            for register in sorted(
+                self.spans, key=lambda r: (not r.pair, (self.spans[r][0] - cut) % length)
+            )
+        )
+
+    def _number(self, register: Register, start: int, end: int) -> bool:
+        """Take the fullest that is free from one packet to the one before another."""
+        length = self.loop.length
+        span = ((1 << max(end - start, 1)) - 1) << start % length
+        times = (span | span >> length) & ((1 << length) - 1)
+        fullest = -1
         for number in self.loop.free:
-            needed = (number, number + 1) if register.pair else (number,)
-            if register.pair and (number % 2 or number + 1 not in self.taken):
+            other = number + 1 if register.pair else number
+            if register.pair and (number % 2 or other not in self.taken):
                 continue
-            fullness = sum(len(self.taken[n]) for n in needed)
-            if fullness > best_fullness and not any(self.taken[n] & times for n in needed):
-                best, best_fullness = number, fullness
-        if best < 0:
-            raise DoesNotFit(f"no register for packets {start} to {end}")
-        register.number = best
-        for number in (best, best + 1) if register.pair else (best,):
+            taken = self.taken[number], self.taken[other]
+            fullness = sum(bits.bit_count() for bits in taken)
+            if fullness > fullest and not (taken[0] | taken[1]) & times:
+                register.number, fullest = number, fullness
+        if fullest < 0:
+            return False
+        for number in (
+            (register.number, register.number + 1) if register.pair else (register.number,)
+        ):
             self.taken[number] |= times
+        return True

@@ -2,9 +2,9 @@
 
     python -m npu.hvx.search w2g64a --trials 20000 --seed 1
 
-Starts from the knobs in `inner.KNOBS`, and from some drawn by chance; prints what is shorter as it
-is found, in the form in which `inner.KNOBS` has it. All knobs give the same results, so the
-shortest may be put there; `python -m npu.hvx.packets` counts what comes of it.
+Starts from the knobs in `inner.KNOBS`; prints what is better as it is found, fewer packets first,
+then fewer cycles, in the form in which `inner.KNOBS` has it. All knobs give the same results, so
+the best may be put there; `python -m npu.hvx.packets` counts what comes of it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import dataclasses
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from edge.formats import Format
@@ -33,7 +34,7 @@ CHOICES: Mapping[str, Sequence[Any]] = {
     "window": range(8, 60),
     "patience": range(20),
     "units": ("MNPS", "PSMN", "PMNS", "SPMN", "MPNS"),
-    "latency": (1,),
+    "latency": (1, 1, 1, 2),
     "limit": range(14, 28),
     "scales_together": (False, True),
     "zeros_after": range(4),
@@ -41,37 +42,45 @@ CHOICES: Mapping[str, Sequence[Any]] = {
     "shuffle": range(1000),
 }
 
-# A climb that has not become shorter in so many trials starts anew.
-_STUCK = 600
+# Knobs that are kept to be changed further, and of how many the best is taken.
+_KEPT, _COMPARED = 12, 4
 
 
-def length_of(form: Format, knobs: Knobs) -> int | None:
-    """Packets of a turn, or None where registers do not suffice."""
+@dataclass(frozen=True, order=True)
+class Found:
+    """A schedule's packets, its cycles as `Loop.cycles` models them, and what made it."""
+
+    packets: int
+    cycles: int
+    knobs: Knobs = field(compare=False)
+
+
+def found(form: Format, knobs: Knobs, most: int = 10_000) -> Found | None:
+    """What knobs make of a format's loop; None where registers or `most` packets do not suffice."""
     try:
-        return inner.scheduled(form, knobs).length
+        made = inner.scheduled(form, knobs, most)
     except DoesNotFit:
         return None
+    return Found(made.length, made.cycles(), knobs)
 
 
-def search(form: Format, start: Knobs, trials: int, seed: int) -> Iterator[tuple[int, Knobs]]:
-    """Yield knobs, each with a shorter turn than those before, `start` first."""
+def search(form: Format, trials: int, seed: int) -> Iterator[Found]:
+    """Yield schedules, each better than those before, from the best of `inner.KNOBS` on."""
     chance = random.Random(seed)  # noqa: S311
-    best = length_of(form, start)
-    if best is not None:
-        yield best, start
-    held, knobs, since = best, start, 0
+    kept = [made for knobs in inner.KNOBS.values() if (made := found(form, knobs)) is not None]
+    while not kept:
+        kept = [made for made in [found(form, _drawn(chance))] if made is not None]
+    best = min(kept)
+    yield best
     for _ in range(trials):
-        tried = _changed(knobs, chance)
-        length = length_of(form, tried)
-        since += 1
-        if length is not None and (held is None or length <= held):
-            since = since if length == held else 0
-            held, knobs = length, tried
-            if best is None or length < best:
-                best = length
-                yield length, tried
-        if since > _STUCK:
-            held, knobs, since = None, _drawn(chance), 0
+        start = min(chance.sample(kept, min(_COMPARED, len(kept))))
+        made = found(form, _changed(start.knobs, chance), start.packets)
+        if made is None:
+            continue
+        kept = sorted([*kept, made])[:_KEPT]
+        if made < best:
+            best = made
+            yield best
 
 
 def _changed(knobs: Knobs, chance: random.Random) -> Knobs:
@@ -86,13 +95,15 @@ def _drawn(chance: random.Random) -> Knobs:
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m npu.hvx.search", description=__doc__)
     parser.add_argument("formats", nargs="+", help="such as w2g64a")
-    parser.add_argument("--trials", type=int, default=5000, help="about 50 a second")
+    parser.add_argument("--trials", type=int, default=5000, help="some 50 a second")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(words)
     for form in map(Format.parse, options.formats):
-        start = inner.KNOBS[inner.shape_of(form)]
-        for length, knobs in search(form, start, options.trials, options.seed):
-            print(f"{form}: {length} packets  {knobs}", flush=True)
+        for made in search(form, options.trials, options.seed):
+            knobs = ", ".join(repr(value) for value in vars(made.knobs).values())
+            print(
+                f"{form}: {made.packets} packets, {made.cycles} cycles  Knobs({knobs})", flush=True
+            )
     return 0
 
 

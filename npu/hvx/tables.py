@@ -12,6 +12,7 @@ scales are told as ratios to the largest one, so that integers of all blocks can
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,47 +95,72 @@ class _Quantizer:
     def run(self) -> None:
         code, a = self.code, self.a
         largest = code.variable(code.constant(F32, 0.0))
-        with code.loop(0, self.blocks) as block:
+        for block in self.each_block():
             peak = self.peak(block)
-            code.store(peak, a.pointer("peaks"), block * 4)
+            code.store(peak, a.pointer("peaks"), block * 4, align=4)
             largest.set(largest.get().maximum(peak))
-        code.store(largest.get(), a.pointer("peaks"), self.blocks * 4)
+        code.store(largest.get(), a.pointer("peaks"), self.blocks * 4, align=4)
         share = _over(a.integer("one").to(F32), largest.get())
-        with code.loop(0, self.blocks) as block:
-            peak = code.load(F32, a.pointer("peaks"), block * 4)
+        for block in self.each_block():
+            peak = code.load(F32, a.pointer("peaks"), block * 4, align=4)
             ratio = _nearest(peak * share)
-            code.store(ratio | (ratio << 16), a.pointer("ratios"), block * 4)
+            code.store(ratio | (ratio << 16), a.pointer("ratios"), block * 4, align=4)
             self.round(block, _over(code.constant(F32, PEAK), peak))
         self.sum_groups()
 
-    def at(self, index: Value) -> Value:
-        """x there, or 0 past its end."""
-        inside = index < self.width
-        place = minimum(index, self.width - 1)
-        return inside.select(self.code.load(F32, self.a.pointer("x"), place * 4), 0.0)
+    def each_block(self) -> Iterator[Value]:
+        """Write code for a whole block, then for one that the row ends in."""
+        whole = self.width // BLOCK
+        self.cut = False
+        with self.code.loop(0, whole) as block:
+            yield block
+        self.cut = True
+        with self.code.when(whole < self.blocks):
+            yield whole
+
+    def some(self, block: Value, first: Value, count: int) -> list[Value]:
+        """Values of a block from `first` on, or 0 past the row's end."""
+        code, x = self.code, self.a.pointer("x")
+        start = block * BLOCK + first
+        if not self.cut:
+            at = code.offset(x, start * 4)
+            return [code.load(F32, at, 4 * i, align=4) for i in range(count)]
+        values = []
+        for index in (start + i for i in range(count)):
+            value = code.load(F32, x, minimum(index, self.width - 1) * 4, align=4)
+            values.append((index < self.width).select(value, 0.0))
+        return values
 
     def peak(self, block: Value) -> Value:
         """Largest sum of 4 magnitudes."""
         code = self.code
         peak = code.variable(code.constant(F32, 0.0))
-        with code.loop(block * BLOCK, minimum((block + 1) * BLOCK, self.width), QUAD) as first:
-            a, b, c, d = (self.at(first + i).magnitude() for i in range(QUAD))
-            peak.set(peak.get().maximum((a + b) + (c + d)))
+        with code.loop(0, BLOCK, 4 * QUAD) as first:
+            sizes = [value.magnitude() for value in self.some(block, first, 4 * QUAD)]
+            sums = [
+                (a + b) + (c + d)
+                for a, b, c, d in (sizes[i : i + QUAD] for i in range(0, 4 * QUAD, QUAD))
+            ]
+            most = sums[0].maximum(sums[1]).maximum(sums[2].maximum(sums[3]))
+            peak.set(peak.get().maximum(most))
         return peak.get()
 
     def round(self, block: Value, inverse: Value) -> None:
         code = self.code
-        with code.loop(block * BLOCK, (block + 1) * BLOCK) as index:
-            value = _nearest(self.at(index) * inverse).to(I16)
-            code.store(value, self.a.pointer("values"), index * 2)
+        with code.loop(0, BLOCK, 2 * QUAD) as first:
+            at = code.offset(self.a.pointer("values"), (block * BLOCK + first) * 2)
+            for index, value in enumerate(self.some(block, first, 2 * QUAD)):
+                code.store(_nearest(value * inverse).to(I16), at, 2 * index, align=2)
 
     def sum_groups(self) -> None:
         code, a = self.code, self.a
         group = a.integer("group")
         with code.loop(0, (self.blocks * BLOCK) // group) as index:
             total = code.variable(code.constant(I32, 0))
-            with code.loop(index * group, (index + 1) * group) as i:
-                total.set(total.get() + code.load(I16, a.pointer("values"), i * 2).to(I32))
+            with code.loop(0, group, 2 * QUAD) as first:
+                at = code.offset(a.pointer("values"), (index * group + first) * 2)
+                for i in range(2 * QUAD):
+                    total.set(total.get() + code.load(I16, at, 2 * i, align=2).to(I32))
             vectors.store(vectors.splat(total.get()), a.pointer("sums"), index * VECTOR_BYTES)
 
 
@@ -180,7 +206,7 @@ def _four_tables(code: Code, values: Value) -> Value:
 def _spread(code: Code, values: Value, place: int) -> Value:
     """Activation `place` of each of four quads, in the lanes of its table."""
     quads = [
-        code.load(I16, values, 2 * (QUAD * quad + place)).to(I32, unsigned=True)
+        code.load(I16, values, 2 * (QUAD * quad + place), align=2).to(I32, unsigned=True)
         for quad in range(4)
     ]
     first, second = (vectors.splat(quads[half] | (quads[half + 2] << 16)) for half in range(2))
@@ -195,7 +221,8 @@ def split_kernel() -> Kernel:
         first, last = thread.share(a.integer("quads"))
         with code.loop(first, last) as quad:
             for place in range(QUAD):
-                value = code.load(I16, a.pointer("values"), quad * 8 + 2 * place).to(I32)
+                at = quad * 8 + 2 * place
+                value = code.load(I16, a.pointer("values"), at, align=2).to(I32)
                 high = (value + 128).signed_shift(8)
                 code.store(high.to(I8), a.pointer("bytes"), quad * 8 + place)
                 code.store((value - (high << 8)).to(I8), a.pointer("bytes"), quad * 8 + 4 + place)

@@ -79,6 +79,11 @@ def lookup16(indices: Value, tables: Value, which: int) -> Value:
     return _call("vlutvwh.nm", PAIR, indices, tables, which)
 
 
+def lookup8(indices: Value, table: Value) -> Value:
+    """`vlut32`: 128 bytes below 32 -> entries of 8 bits: every second byte of a vector."""
+    return _call("vlutvvb", VECTOR, indices, table, 0)
+
+
 def add_widening(sums: Value, a: Value, b: Value) -> Value:
     """sums + a + b of 16-bit lanes: even lanes in the pair's first vector, odd in its second."""
     return _call("vaddhw.acc", PAIR, sums, a, b)
@@ -104,9 +109,24 @@ def even_halves(value: Value) -> Value:
     return _call("vshufeh", VECTOR, value, value)
 
 
-def interleaved(first: Value, second: Value) -> Value:
-    """The first 16 words of both by turns, then the last 16 of both by turns, as a pair."""
-    return _call("vshuffvdd", PAIR, second, first, -4)
+def interleaved(first: Value, second: Value, byte_count: int = 4) -> Value:
+    """The first halves of both by turns, so many bytes each, then the last halves, as a pair."""
+    return _call("vshuffvdd", PAIR, second, first, -byte_count)
+
+
+def paired_halves(first: Value, second: Value, *, odd: bool) -> Value:
+    """The even, or the odd, 16-bit lanes of both by turns."""
+    return _call("vshufoh" if odd else "vshufeh", VECTOR, second, first)
+
+
+def subtract_bytes(a: Value, b: Value) -> Value:
+    """Bytes of a less those of b."""
+    return _call("vsubb", VECTOR, a, b)
+
+
+def leading_zeros_of_halves(value: Value) -> Value:
+    """Of each 16-bit lane."""
+    return _call("vcl0h", VECTOR, value).cast(HALVES)
 
 
 def dot_bytes(sums: Value, codes: Value, activations: Value) -> Value:
