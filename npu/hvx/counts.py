@@ -26,7 +26,7 @@ from edge.formats import Format
 from edge.planes import TILE
 from npu.hvx import build, inner
 from npu.hvx.contracts import Contract, Memory, Whole, contracts
-from npu.hvx.emulator import Emulator
+from npu.hvx.emulator import Emulator, symbol_table
 from npu.hvx.isa import EMULATED, table
 from npu.hvx.tables import BLOCK
 from npu.hvx.weights import group_of
@@ -39,7 +39,7 @@ FORMATS = (
 # A matrix of 40 tiles and 10 blocks: 2560 x 2560, as BitNet-2B has it.
 _SIZES = {"width": 10 * BLOCK, "tiles": 40, "blocks": 10, "quads": 10 * BLOCK // 4}
 
-# Multiply-adds that one lookup of 128 nibbles in tables of 16-bit entries stands for.
+# Weights of one lookup instruction in tables of 16-bit entries: 128 nibbles of a plane, 4 each.
 LOOKUP_WEIGHTS = 512
 
 
@@ -92,8 +92,6 @@ def _call(device: Emulator, contract: Contract, integers: Mapping[str, int]) -> 
 
 
 def _names(code: bytes) -> list[str]:
-    from npu.hvx.emulator import symbol_table
-
     return [name for name, _, _ in symbol_table(code)]
 
 
@@ -144,9 +142,10 @@ def main(words: list[str]) -> int:
 def _print(run: Run, *, first: bool) -> None:
     if first:
         print("emulated v67, whole calls; for 1,024 weights (values, for kernels of tables)")
-        print("kernel                packets  instructions  lookups")
+        print("| kernel | packets | instructions | lookups |")
+        print("| --- | --- | --- | --- |")
     figures = [run.per_1024(n) for n in (run.packets, run.instructions, run.lookups)]
-    print("{:20} {:8.2f} {:13.2f} {:8.2f}".format(run.kernel, *figures), flush=True)
+    print("| {} | {:.2f} | {:.2f} | {:.2f} |".format(run.kernel, *figures), flush=True)
 
 
 if __name__ == "__main__":

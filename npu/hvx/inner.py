@@ -60,7 +60,7 @@ _REACH = 16
 
 def covers(form: Format) -> bool:
     """Whether a scheduled loop exists for a format."""
-    return form.quantized and form.bits < 8
+    return form.quantized and shape_of(form) in KNOBS
 
 
 def name_of(form: Format) -> str:
@@ -78,7 +78,7 @@ def shape_of(form: Format) -> str:
 class Knobs:
     """What a search may choose; all give the same results.
 
-    Every so many shifts are multiplications, counted from `phase`; shifts are so many steps ahead
+    Shifts whose bits are set in `multiplied` are multiplications; shifts are so many steps ahead
     of lookups, those by multiplication `multiplied_ahead`; so many tables stay in registers; sums
     of so many last steps are `late`; `together` adds the sums of activations in one packet,
     `scales_together` loads a group's scales once; what zeros make is summed after the products of
@@ -86,8 +86,7 @@ class Knobs:
     weighted by a shift instead of two sums. The others are `Loop`'s.
     """
 
-    every: int
-    phase: int
+    multiplied: int
     ahead: int
     multiplied_ahead: int
     resident: int
@@ -120,7 +119,7 @@ def _codes(place: _Place) -> Access:
 
 @dataclass
 class _Turn:
-    """Writes the operations of one turn. Every so many shifts are multiplications."""
+    """Writes the operations of one turn."""
 
     form: Format
     knobs: Knobs
@@ -243,7 +242,7 @@ class _Turn:
         """Entries of both nibbles of two planes."""
         last = len(self.sequence) - 1
         while len(self.shifted) <= min(self.begun + self.knobs.ahead, last):
-            multiplied = not (len(self.shifted) + self.knobs.phase) % self.knobs.every
+            multiplied = self.knobs.multiplied >> len(self.shifted) & 1
             if multiplied and len(self.shifted) > self.begun + self.knobs.multiplied_ahead:
                 break
             self.shifted.append(self.shift(self.sequence[len(self.shifted)]))
@@ -273,7 +272,7 @@ class _Turn:
 
         A multiplication runs beside the lookup of the low ones.
         """
-        if (len(self.shifted) + self.knobs.phase) % self.knobs.every:
+        if not self.knobs.multiplied >> len(self.shifted) & 1:
             by_four = f"{{d}}.uh = vlsr({{m}}.uh,{_FOUR})"
             return self.value(by_four, "shift", passing=_codes(place)), None
         low = self.look_up_low(place)
@@ -393,30 +392,24 @@ class _Turn:
 
 # The shortest schedules that `search` found in some minutes.
 KNOBS = {
-    "w2g32": Knobs(2, 2, 2, 1, 12, 1, False, 14, 10, "PSMN", 1, 19, False, 3, 0, 0),
-    "w2g32a": Knobs(4, 3, 2, 0, 10, 2, False, 33, 14, "MNPS", 1, 19, False, 3, 0, 0),
-    "w2g64": Knobs(3, 0, 1, 1, 13, 1, True, 36, 15, "MNPS", 1, 17, True, 3, 0, 0),
-    "w2g64a": Knobs(3, 5, 1, 1, 14, 1, True, 16, 14, "MPNS", 1, 20, False, 3, 0, 0),
-    "w2g128": Knobs(3, 0, 1, 1, 13, 1, True, 40, 18, "MNPS", 1, 17, False, 3, 0, 0),
-    "w2g128a": Knobs(2, 3, 2, 2, 10, 1, False, 33, 12, "MNPS", 1, 19, False, 2, 0, 0),
-    "w2c": Knobs(3, 2, 1, 1, 13, 1, False, 40, 15, "MNPS", 1, 17, True, 3, 0, 0),
-    "w2ca": Knobs(2, 3, 3, 1, 8, 2, False, 16, 6, "PSMN", 1, 21, False, 3, 0, 0),
-    "w3g32": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
-    "w3g32a": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
-    "w3g64": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
-    "w3g64a": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
-    "w3g128": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
-    "w3g128a": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
-    "w3c": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
-    "w3ca": Knobs(3, 6, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
-    "w4g32": Knobs(2, 2, 3, 1, 6, 1, True, 34, 14, "MNPS", 1, 23, False, 3, 0, 0),
-    "w4g32a": Knobs(2, 2, 3, 1, 6, 1, True, 34, 14, "MNPS", 1, 23, False, 3, 0, 0),
-    "w4g64": Knobs(2, 2, 4, 2, 6, 2, True, 34, 12, "MPNS", 1, 23, False, 2, 0, 0),
-    "w4g64a": Knobs(2, 4, 3, 1, 6, 2, False, 51, 14, "MNPS", 1, 23, False, 3, 0, 676),
-    "w4g128": Knobs(2, 3, 2, 1, 6, 3, False, 40, 10, "MNPS", 1, 24, False, 3, 0, 0),
-    "w4g128a": Knobs(2, 1, 3, 1, 6, 2, True, 35, 10, "MNPS", 1, 24, False, 3, 0, 0),
-    "w4c": Knobs(4, 1, 2, 1, 8, 3, False, 25, 13, "PMNS", 1, 21, False, 3, 0, 0),
-    "w4ca": Knobs(4, 1, 2, 1, 8, 3, False, 31, 3, "PMNS", 1, 21, False, 3, 0, 0),
+    "w2g32": Knobs(0x55555555, 2, 1, 12, 1, False, 14, 10, "PSMN", 1, 19, False, 3, 0, 0),
+    "w2g32a": Knobs(0x22222222, 2, 0, 10, 2, False, 33, 14, "MNPS", 1, 19, False, 3, 0, 0),
+    "w2g64": Knobs(0x904A5492, 1, 1, 13, 2, True, 28, 15, "MNPS", 1, 18, True, 3, 0, 0),
+    "w2g64a": Knobs(0x9249249A, 1, 1, 14, 1, True, 23, 17, "MNPS", 1, 20, False, 3, 0, 0),
+    "w2g128": Knobs(0x49249249, 1, 1, 13, 1, True, 40, 18, "MNPS", 1, 17, False, 3, 0, 0),
+    "w2g128a": Knobs(0xAAAAAAAA, 2, 2, 10, 1, False, 33, 12, "MNPS", 1, 19, False, 2, 0, 0),
+    "w2c": Knobs(0x92492492, 1, 1, 13, 1, False, 40, 15, "MNPS", 1, 17, True, 3, 0, 0),
+    "w2ca": Knobs(0xAAAAAAAA, 3, 1, 8, 2, False, 16, 6, "PSMN", 1, 21, False, 3, 0, 0),
+    "w3g32": Knobs(0x9249249249249249, 2, 1, 4, 2, True, 20, 14, "MNPS", 1, 27, True, 0, 2, 134),
+    "w3g64": Knobs(0x9F49A5DA8D3DDA55, 2, 1, 4, 2, True, 20, 19, "MPNS", 1, 27, True, 1, 0, 134),
+    "w4g32": Knobs(0x5555555555555555, 3, 1, 6, 1, True, 34, 14, "MNPS", 1, 23, False, 3, 0, 0),
+    "w4g32a": Knobs(0x5555555555555555, 3, 1, 6, 1, True, 34, 14, "MNPS", 1, 23, False, 3, 0, 0),
+    "w4g64": Knobs(0x5555555555555555, 4, 2, 6, 2, True, 34, 12, "MPNS", 1, 23, False, 2, 0, 0),
+    "w4g64a": Knobs(0xAAAAAAAAAAAAAAAA, 3, 2, 6, 2, True, 56, 14, "MNPS", 1, 27, False, 3, 0, 0),
+    "w4g128": Knobs(0xAAAABA2EAAEA8AAA, 2, 1, 6, 3, True, 40, 9, "MNPS", 1, 24, False, 0, 0, 0),
+    "w4g128a": Knobs(0xAAAAAAAAAAAAAAAA, 3, 1, 6, 2, True, 35, 10, "MNPS", 1, 24, False, 3, 0, 0),
+    "w4c": Knobs(0x8888888888888888, 2, 1, 8, 3, False, 25, 13, "PMNS", 1, 21, False, 3, 0, 0),
+    "w4ca": Knobs(0x8888888888888888, 2, 1, 8, 3, False, 31, 3, "PMNS", 1, 21, False, 3, 0, 0),
 }
 
 

@@ -397,8 +397,12 @@ class _Allocation:
         self.spans: dict[Register, tuple[int, int]] = {}
         for operation in loop.operations:
             if operation.writes is not None:
-                start, end = self.spans.get(operation.writes, (operation.time, operation.time))
-                self.spans[operation.writes] = min(start, operation.time), max(end, operation.time)
+                start, end = self.spans.get(operation.writes, (operation.time, 0))
+                # none other may write it in the same packet
+                self.spans[operation.writes] = (
+                    min(start, operation.time),
+                    max(end, operation.time + 1),
+                )
             for register in _registers(operation):
                 start, end = self.spans[register]
                 self.spans[register] = start, max(end, operation.time)
@@ -426,7 +430,7 @@ class _Allocation:
     def _number(self, register: Register, start: int, end: int) -> bool:
         """Take the fullest that is free from one packet to the one before another."""
         length = self.loop.length
-        span = ((1 << max(end - start, 1)) - 1) << start % length
+        span = ((1 << end - start) - 1) << start % length
         times = (span | span >> length) & ((1 << length) - 1)
         fullest = -1
         for number in self.loop.free:

@@ -24,8 +24,6 @@ from npu.hvx.schedule import DoesNotFit
 
 # What a knob may be.
 CHOICES: Mapping[str, Sequence[Any]] = {
-    "every": range(2, 9),
-    "phase": range(8),
     "ahead": range(1, 5),
     "multiplied_ahead": range(3),
     "resident": range(4, 16),
@@ -41,6 +39,9 @@ CHOICES: Mapping[str, Sequence[Any]] = {
     "doubled": range(5),
     "shuffle": range(1000),
 }
+
+# Shifts of a turn, at most, and how often some are turned over beside other knobs.
+_SHIFTS, _TURNED = 64, 0.5
 
 # Knobs that are kept to be changed further, and of how many the best is taken.
 _KEPT, _COMPARED = 12, 4
@@ -85,11 +86,16 @@ def search(form: Format, trials: int, seed: int) -> Iterator[Found]:
 
 def _changed(knobs: Knobs, chance: random.Random) -> Knobs:
     names = chance.sample(list(CHOICES), chance.choice((1, 1, 2, 3)))
-    return dataclasses.replace(knobs, **{name: chance.choice(CHOICES[name]) for name in names})
+    changes = {name: chance.choice(CHOICES[name]) for name in names}
+    if chance.random() < _TURNED:
+        turned = sum({1 << chance.randrange(_SHIFTS) for _ in range(chance.randint(1, 3))})
+        changes["multiplied"] = knobs.multiplied ^ turned
+    return dataclasses.replace(knobs, **changes)
 
 
 def _drawn(chance: random.Random) -> Knobs:
-    return Knobs(**{name: chance.choice(choices) for name, choices in CHOICES.items()})
+    chosen = {name: chance.choice(choices) for name, choices in CHOICES.items()}
+    return Knobs(**chosen | {"multiplied": chance.getrandbits(_SHIFTS)})
 
 
 def main(words: list[str]) -> int:
@@ -100,7 +106,8 @@ def main(words: list[str]) -> int:
     options = parser.parse_args(words)
     for form in map(Format.parse, options.formats):
         for made in search(form, options.trials, options.seed):
-            knobs = ", ".join(repr(value) for value in vars(made.knobs).values())
+            first, *others = vars(made.knobs).values()
+            knobs = ", ".join([hex(first), *map(repr, others)])
             print(
                 f"{form}: {made.packets} packets, {made.cycles} cycles  Knobs({knobs})", flush=True
             )
