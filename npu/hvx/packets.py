@@ -3,9 +3,9 @@
     python -m npu.hvx.packets [v73]
 
 An instruction's bits 14 and 15 are both set where it ends a packet. The loop is what is between the
-target of `loop0` and the packet that ends it; a turn takes 64 rows by 256 weights. Cycles are what
-packets wait for results in LLVM's scheduling model, added (`Loop.cycles`); llvm-mca refuses Hexagon,
-whose model is of itineraries. `npu.hvx.counts` counts whole calls.
+target of `loop0` and the packet that ends it; a turn takes 64 rows by 256 weights. Cycles are
+packets and what they wait for each other in LLVM's scheduling model (`Loop.cycles`), since llvm-mca
+has none of Hexagon. `npu.hvx.counts` counts whole calls.
 """
 
 from __future__ import annotations

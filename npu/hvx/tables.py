@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cpu.codegen.language import F32, I8, I16, I32, Code, Value
 from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
+from edge.planes import STEP
 from npu.hvx import vectors
 from npu.hvx.isa import VECTOR_BYTES
 
@@ -74,7 +75,8 @@ def ratio_one(bits: int, width: int) -> int:
 def quantize_kernel() -> Kernel:
     """x float32 [width] -> values, peaks, ratios and sums of groups, each in all of a vector.
 
-    One thread makes all. `one` is `ratio_one`; `values` has room for whole blocks.
+    One thread makes all. `one` is `ratio_one`; `values` has room for whole blocks; a group is whole
+    steps.
     """
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
@@ -157,9 +159,9 @@ class _Quantizer:
         group = a.integer("group")
         with code.loop(0, (self.blocks * BLOCK) // group) as index:
             total = code.variable(code.constant(I32, 0))
-            with code.loop(0, group, 2 * QUAD) as first:
-                at = code.offset(a.pointer("values"), (index * group + first) * 2)
-                for i in range(2 * QUAD):
+            with code.loop(0, group // STEP) as step:
+                at = code.offset(a.pointer("values"), (index * group + step * STEP) * 2)
+                for i in range(STEP):
                     total.set(total.get() + code.load(I16, at, 2 * i, align=2).to(I32))
             vectors.store(vectors.splat(total.get()), a.pointer("sums"), index * VECTOR_BYTES)
 
