@@ -25,7 +25,8 @@ from edge.errors import LutraError
 from edge.formats import Format
 from edge.planes import TILE
 from npu.hvx import build, inner
-from npu.hvx.contracts import Contract, Memory, Whole, contracts
+from npu.hvx.contract import Contract, Memory, Whole
+from npu.hvx.contracts import families
 from npu.hvx.emulator import Emulator, symbol_table
 from npu.hvx.isa import EMULATED, table
 from npu.hvx.tables import BLOCK
@@ -38,6 +39,9 @@ FORMATS = (
 
 # A matrix of 40 tiles and 10 blocks: 2560 x 2560, as BitNet-2B has it.
 _SIZES = {"width": 10 * BLOCK, "tiles": 40, "blocks": 10, "quads": 10 * BLOCK // 4}
+
+# The common kernels that make tables.
+_MAKE_TABLES = ("hvx_quantize", "hvx_tables", "hvx_split")
 
 # Weights of one lookup instruction in tables of 16-bit entries: 128 nibbles of a plane, 4 each.
 LOOKUP_WEIGHTS = 512
@@ -58,9 +62,16 @@ class Run:
 
 
 def counted(formats: Iterable[Format]) -> Iterator[Run]:
-    """Run every kernel once. Raises MissingDependency without an emulator or a compiler."""
-    forms = list(formats)
-    for contract, form in zip(contracts(forms), [*[None] * 3, *forms], strict=True):
+    """Run the kernels of tables, and the product of each quantized format, once.
+
+    Raises MissingDependency without an emulator or a compiler.
+    """
+    forms = [form for form in formats if form.quantized]
+    common, *by_format = families(forms)
+    for contract in common:
+        if contract.kernel.name in _MAKE_TABLES:
+            yield _run(contract, None)
+    for (_, contract), form in zip(by_format, forms, strict=True):
         yield _run(contract, form)
 
 

@@ -143,7 +143,7 @@ class _Blocks:
         values = [
             *(_address(code.offset(a.pointer(name), place)) for name, place in places.items()),
             _address(self.scratch),
-            code.load(I32, a.pointer("ratios"), block * 4, align=4),
+            code.load(I32, a.pointer("ratios"), block * 4),
             *(value.to(I32) for value in (last - first, code_stride, scale_stride, offset_stride)),
         ]
         if shape.form.asymmetric:
@@ -151,7 +151,7 @@ class _Blocks:
             pairs, shift = zeros.sum_pairs(code, shape.form, sums)
             values += [shift, *pairs]
         for place, value in enumerate(values):
-            code.store(value, self.words, 4 * place, align=4)
+            code.store(value, self.words, 4 * place)
         code.call_named(inner.name_of(shape.form), self.words)
 
 
@@ -202,7 +202,7 @@ class _Tile:
                     self.add_group(group, first, sums)
             if self.form.asymmetric:
                 self.add_zeros(block, sums)
-            ratio = vectors.splat(code.load(I32, a.pointer("ratios"), block * 4, align=4))
+            ratio = vectors.splat(code.load(I32, a.pointer("ratios"), block * 4))
             for total, made in zip(totals, sums, strict=True):
                 total.set(total.get() + vectors.scaled(made.get(), ratio))
         for place, total in zip(places, totals, strict=True):
@@ -272,7 +272,7 @@ class _Tile:
         sums = [[code.variable(zero) for _ in range(2)] for _ in range(2)]
         with code.loop(first, last) as quad:
             places = (quad * 8, quad * 8 + 4)
-            both = [code.load(I32, self.a.pointer("bytes"), at, align=4) for at in places]
+            both = [code.load(I32, self.a.pointer("bytes"), at) for at in places]
             for half, terms in enumerate(sums):
                 place = quad * self.step_bytes + half * VECTOR_BYTES
                 codes = code.load(vectors.VECTOR, self.codes, place)
@@ -318,7 +318,7 @@ def _plane_pairs(bits: int) -> list[int]:
 def finish(code: Code, a: Arguments, first: Value, last: Value) -> None:
     """Integers of tiles to numbers: times the row's unit and the activations' scale, plus bias."""
     blocks = (a.integer("width") + (BLOCK - 1)) // BLOCK
-    peak = code.load(F32, a.pointer("peaks"), blocks * 4, align=4)
+    peak = code.load(F32, a.pointer("peaks"), blocks * 4)
     factor = peak * a.number("factor")
     names = ("sums_out", "units", "bias", "out")
     with code.loop(first, last) as tile:
@@ -332,7 +332,7 @@ def finish(code: Code, a: Arguments, first: Value, last: Value) -> None:
         if code.isa.lanes == 1:
             for row in range(TILE):
                 held = row % 2 * _HALF + row // 2
-                number(code.load(I32, sums, 4 * held, align=4), row, F32)
+                number(code.load(I32, sums, 4 * held), row, F32)
         else:
             even, odd = (vectors.load(code, sums, half * VECTOR_BYTES) for half in range(2))
             both = vectors.interleaved(even, odd)

@@ -99,14 +99,14 @@ class _Quantizer:
         largest = code.variable(code.constant(F32, 0.0))
         for block in self.each_block():
             peak = self.peak(block)
-            code.store(peak, a.pointer("peaks"), block * 4, align=4)
+            code.store(peak, a.pointer("peaks"), block * 4)
             largest.set(largest.get().maximum(peak))
-        code.store(largest.get(), a.pointer("peaks"), self.blocks * 4, align=4)
+        code.store(largest.get(), a.pointer("peaks"), self.blocks * 4)
         share = _over(a.integer("one").to(F32), largest.get())
         for block in self.each_block():
-            peak = code.load(F32, a.pointer("peaks"), block * 4, align=4)
+            peak = code.load(F32, a.pointer("peaks"), block * 4)
             ratio = _nearest(peak * share)
-            code.store(ratio | (ratio << 16), a.pointer("ratios"), block * 4, align=4)
+            code.store(ratio | (ratio << 16), a.pointer("ratios"), block * 4)
             self.round(block, _over(code.constant(F32, PEAK), peak))
         self.sum_groups()
 
@@ -126,10 +126,10 @@ class _Quantizer:
         start = block * BLOCK + first
         if not self.cut:
             at = code.offset(x, start * 4)
-            return [code.load(F32, at, 4 * i, align=4) for i in range(count)]
+            return [code.load(F32, at, 4 * i) for i in range(count)]
         values = []
         for index in (start + i for i in range(count)):
-            value = code.load(F32, x, minimum(index, self.width - 1) * 4, align=4)
+            value = code.load(F32, x, minimum(index, self.width - 1) * 4)
             values.append((index < self.width).select(value, 0.0))
         return values
 
@@ -152,7 +152,7 @@ class _Quantizer:
         with code.loop(0, BLOCK, 2 * QUAD) as first:
             at = code.offset(self.a.pointer("values"), (block * BLOCK + first) * 2)
             for index, value in enumerate(self.some(block, first, 2 * QUAD)):
-                code.store(_nearest(value * inverse).to(I16), at, 2 * index, align=2)
+                code.store(_nearest(value * inverse).to(I16), at, 2 * index)
 
     def sum_groups(self) -> None:
         code, a = self.code, self.a
@@ -162,7 +162,7 @@ class _Quantizer:
             with code.loop(0, group // STEP) as step:
                 at = code.offset(a.pointer("values"), (index * group + step * STEP) * 2)
                 for i in range(STEP):
-                    total.set(total.get() + code.load(I16, at, 2 * i, align=2).to(I32))
+                    total.set(total.get() + code.load(I16, at, 2 * i).to(I32))
             vectors.store(vectors.splat(total.get()), a.pointer("sums"), index * VECTOR_BYTES)
 
 
@@ -208,7 +208,7 @@ def _four_tables(code: Code, values: Value) -> Value:
 def _spread(code: Code, values: Value, place: int) -> Value:
     """Activation `place` of each of four quads, in the lanes of its table."""
     quads = [
-        code.load(I16, values, 2 * (QUAD * quad + place), align=2).to(I32, unsigned=True)
+        code.load(I16, values, 2 * (QUAD * quad + place)).to(I32, unsigned=True)
         for quad in range(4)
     ]
     first, second = (vectors.splat(quads[half] | (quads[half + 2] << 16)) for half in range(2))
@@ -224,7 +224,7 @@ def split_kernel() -> Kernel:
         with code.loop(first, last) as quad:
             for place in range(QUAD):
                 at = quad * 8 + 2 * place
-                value = code.load(I16, a.pointer("values"), at, align=2).to(I32)
+                value = code.load(I16, a.pointer("values"), at).to(I32)
                 high = (value + 128).signed_shift(8)
                 code.store(high.to(I8), a.pointer("bytes"), quad * 8 + place)
                 code.store((value - (high << 8)).to(I8), a.pointer("bytes"), quad * 8 + 4 + place)

@@ -74,7 +74,7 @@ def sum_pairs(code: Code, form: Format, sums: Value) -> tuple[list[Value], Value
     `sums` is where the block's sums of activations are, a vector each.
     """
     places = range(0, groups_of(form) * VECTOR_BYTES, VECTOR_BYTES)
-    words = [code.load(I32, sums, place, align=4) for place in places]
+    words = [code.load(I32, sums, place) for place in places]
     bits = code.constant(I32, 0)
     for word in words:
         bits = bits | (word ^ word.signed_shift(31))
