@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu.codegen.cache import cache_folder
-from cpu.codegen.piped import SOURCE, Piped
+from cpu.codegen.piped import Piped, source
 from cpu.kernels.families import families
 from cpu.memory import Memory
 from edge.bundle import Bundle
@@ -62,15 +62,16 @@ def _program(isa: Isa, formats: list[Format]) -> Path:
     for family in families(formats, matrix_unit=False).values():
         for kernel in family:
             kernel.emit(module)
-    kernels, text = object_code(module), SOURCE.read_bytes()
+    kernels, text = object_code(module), source().encode()
     path = cache_folder() / f"{hashlib.sha256(kernels + text).hexdigest()}.aarch64"
     if not path.is_file():
         with tempfile.TemporaryDirectory(dir=path.parent) as name:
             folder = Path(name)
             (folder / "kernels.o").write_bytes(kernels)
+            (folder / "piped.c").write_bytes(text)
             target = ("-target", "aarch64-linux-musl")
             piped = str(folder / "piped.o")
-            _zig("cc", *target, *_C_OPTIONS, "-c", str(SOURCE), "-o", piped)
+            _zig("cc", *target, *_C_OPTIONS, "-c", str(folder / "piped.c"), "-o", piped)
             linked = ("-static", "-e", "_start", "-o", str(folder / "made"))
             _zig("ld.lld", *linked, piped, str(folder / "kernels.o"))
             (folder / "made").replace(path)

@@ -15,10 +15,19 @@ from numpy.typing import NDArray
 
 from edge.errors import LutraError
 
-# The program's C, which kernels are linked with.
-SOURCE = Path(__file__).with_name("piped.c")
+_HERE = Path(__file__).parent
 
 _ALLOCATE, _WRITE, _READ, _MAP, _RUN = range(1, 6)
+
+
+def system_source() -> str:
+    """C for programs that no library is linked with."""
+    return (_HERE / "system.c").read_text(encoding="utf-8")
+
+
+def source() -> str:
+    """The program's C, which kernels are linked with."""
+    return system_source() + (_HERE / "piped.c").read_text(encoding="utf-8")
 
 
 class Piped:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cpu.codegen.piped import SOURCE
+from cpu.codegen.piped import source
 from cpu.kernels.kernel import Kernel
 from edge.errors import LutraError, MissingDependency
 from npu.hvx.contract import Contract
@@ -64,7 +64,7 @@ def runtime_object(isa: Hexagon) -> bytes:
 
 def start_object(isa: Hexagon) -> bytes:
     """The emulated device's main program."""
-    return compiled(isa, SOURCE.read_text(encoding="utf-8"))
+    return compiled(isa, source())
 
 
 def compiled(isa: Hexagon, text: str) -> bytes:

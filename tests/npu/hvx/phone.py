@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cpu.codegen.piped import system_source
 from edge.formats import Format
 from edge.planes import TILE, Quantized, pack, tile_count
 from npu.hvx import build, fastrpc, gemv, skel, tables
@@ -50,7 +51,8 @@ def phone(contexts: int = 1, formats: tuple[str, ...] = FORMATS) -> tuple[ctypes
     """
     folder = Path(mkdtemp())
     library = shutil.copy(standin(), folder)  # one that is loaded twice would have one device
-    source = f"#define CONTEXTS {contexts}\n" + (_STANDIN / "device.c").read_text()
+    source = f"#define CONTEXTS {contexts}\n{system_source()}"
+    source += (_STANDIN / "device.c").read_text(encoding="utf-8")
     device = build.compiled(table(EMULATED), source)
     objects = skel.objects(EMULATED, [Format.parse(form) for form in formats])
     build.program([device, *objects], folder / file_name(EMULATED))

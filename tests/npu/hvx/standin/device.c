@@ -3,12 +3,8 @@
  * A message is four words and its data. Buffers that the host shares are files, mapped where they
  * lie. Buffers that it does not share are copied to memory that ends where nothing is mapped; what
  * is around them is looked at after every call. So a skel that reads or writes beyond a buffer ends
- * this program.
+ * this program. Above this file come cpu/codegen's `system.c` and the number of vector contexts.
  */
-typedef unsigned int word;
-typedef unsigned long long wide;
-typedef unsigned char byte;
-
 union argument {
   struct { byte *at; word bytes; } buffer;
   wide handle;
@@ -17,43 +13,9 @@ union argument {
 int lutra_skel_handle_invoke(wide handle, word scalars, union argument *arguments);
 
 enum { MAP = 1, UNMAP, ANNOUNCE, INVOKE };
-enum { CLOSE = 57, OPENAT = 56, READ = 63, WRITE = 64, EXIT = 94, MUNMAP = 215, MMAP2 = 222, MPROTECT = 226 };
+enum { CLOSE = 57, OPENAT = 56, MUNMAP = 215, MMAP2 = 222, MPROTECT = 226 };
 enum { NONE = 0, READ_WRITE = 3, SHARED = 1, PRIVATE = 2, FIXED = 0x10, ANONYMOUS = 0x20 };
 enum { GUARD = 65536, ROUND = 128, PATTERN = 0xa5, LOOKED_AT = 256, FILES = 256, FOUND_DAMAGE = 9 };
-
-static word system_call(word number, word a, word b, word c, word d, word e, word f) {
-  register word r0 asm("r0") = a;
-  register word r1 asm("r1") = b;
-  register word r2 asm("r2") = c;
-  register word r3 asm("r3") = d;
-  register word r4 asm("r4") = e;
-  register word r5 asm("r5") = f;
-  register word r6 asm("r6") = number;
-  asm volatile("trap0(#1)" : "+r"(r0) : "r"(r1), "r"(r2), "r"(r3), "r"(r4), "r"(r5), "r"(r6) : "memory");
-  return r0;
-}
-
-static void leave(word status) {
-  for (;;) system_call(EXIT, status, 0, 0, 0, 0, 0);
-}
-
-static void receive(void *to, word count) {
-  for (byte *at = to; count;) {
-    int got = (int)system_call(READ, 0, (word)at, count, 0, 0, 0);
-    if (got <= 0) leave(got != 0);
-    at += got;
-    count -= got;
-  }
-}
-
-static void answer(const void *from, word count) {
-  for (const byte *at = from; count;) {
-    int put = (int)system_call(WRITE, 1, (word)at, count, 0, 0, 0);
-    if (put <= 0) leave(1);
-    at += put;
-    count -= put;
-  }
-}
 
 static word rounded(word bytes) { return (bytes + GUARD - 1) & ~(GUARD - 1u); }
 
