@@ -22,6 +22,7 @@ from converter.plan import PlannedTensor
 from converter.quantize.gptq import Curvature, Effort, Matrix, Snap, quantize
 from converter.quantize.grid import Floats, Grid, fit_threshold
 from converter.quantize.rtn import quantize_rows
+from converter.refine import Refinement
 from converter.samples import WANTED, Samples, Wanted
 from converter.watch import Watcher
 from converter.weights import Weights
@@ -47,13 +48,15 @@ class Method:
     0.25, 0.5 and 0.75: 1.65, 1.14, 1.04 and 1.03 with 8192 tokens, 2.31, 2.30, 2.49 and 2.87 with
     256.)
 
-    `scaled` folds activation-aware scales in first (`converter.scaling`).
+    `scaled` folds activation-aware scales in first (`converter.scaling`); `refinement` learns on
+    from the codes that are found, in models that draw their own samples (`converter.refine`).
     """
 
     effort: Effort = field(default_factory=Effort)
     correction: float = 0.8
     samples: Wanted = WANTED
     scaled: bool = False
+    refinement: Refinement | None = None
 
 
 class Output(Protocol):

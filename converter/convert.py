@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from converter.calibrate import FloatTensors
 from converter.calibrated import Task, encode_calibrated
 from converter.fold import Folds, combine
 from converter.keep import plan_source
@@ -25,8 +26,9 @@ from converter.quality import FAST, Quality
 from converter.quantize.allocate import parse_size
 from converter.quantize.awq import by_gptq, to_nearest
 from converter.quantize.rtn import fit_tensor_scale, quantize_rows
+from converter.refine import Draft, refine
 from converter.rotate import rotate
-from converter.samples import PROBE, WANTED, Samples, choose_samples
+from converter.samples import MOST_DRAWN, PROBE, WANTED, KeptTensors, Samples, choose_samples
 from converter.scaling import find_scales
 from converter.sources.open import open_source
 from converter.sources.source import Source, describe
@@ -174,6 +176,7 @@ def run(
         if job.scaled and (job.npu is not None or not _done(job, writer)):
             job = _scale(job, sampler(), watcher)
         _encode_all(job, writer, watcher, sampler)
+        _refine(job, writer, watcher, sampler)
         if tokenizer_json is not None:
             writer.add_file(TOKENIZER, tokenizer_json)
         npu = None
@@ -345,6 +348,37 @@ def _encode_all(job: Job, writer: BundleWriter, watcher: Watcher, sampler: _Samp
         encode_calibrated(task, output, watcher)
     for planned in job.plan.tensors:
         output.plain(planned.tensor.name)
+
+
+def _refine(job: Job, writer: BundleWriter, watcher: Watcher, sampler: _Sampler) -> None:
+    """Learn what was written further, where the quality asks for it and the model is small.
+
+    Interrupted while it writes, it learns on from what is there.
+    """
+    method = job.quality.method
+    if method is None or method.refinement is None or job.model.graph.parameter_count > MOST_DRAWN:
+        return
+    learned = {
+        p.tensor.name: p
+        for p in job.plan.tensors
+        if p.tensor.role == "vector" or (p.form.quantized and not p.kept)
+    }
+    if all("gain" in writer.finished[name] for name in learned):
+        return
+    exact = KeptTensors(job.model.graph, FloatTensors(job.weights))
+    stored = {p.tensor.name: writer.read(p.tensor.name) for p in job.plan.tensors}
+    draft = Draft(job.model.graph, exact, stored, frozenset(learned))
+    made = refine(draft, sampler(), method.refinement, watcher)
+    for name, planned in learned.items():
+        record = dict(writer.finished[name])
+        if name in made.vectors:
+            writer.write(name, {"values": made.vectors[name]})
+        if name in made.matrices:
+            writer.write(name, pack(planned.form, made.matrices[name]))
+            rows = exact.dense(name)
+            noise = _power(dequantize(planned.form, made.matrices[name]) - rows)
+            record["rms"] = math.sqrt(noise / (_power(rows) or 1.0))
+        writer.done(name, record | {"gain": made.gain})
 
 
 def _multiplied(job: Job) -> dict[str, PlannedTensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from converter.calibrated import Method
 from converter.quantize.gptq import Effort
+from converter.refine import Refinement
 from converter.samples import Wanted
 from edge.errors import UsageError
 
@@ -15,7 +16,12 @@ from edge.errors import UsageError
 METHODS = {
     "fast": None,
     "good": Method(),
-    "best": Method(Effort(rounds=12, sweeps=6), samples=Wanted(count=32768), scaled=True),
+    "best": Method(
+        Effort(rounds=12, sweeps=6),
+        samples=Wanted(count=32768),
+        scaled=True,
+        refinement=Refinement(),
+    ),
 }
 
 

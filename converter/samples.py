@@ -15,6 +15,7 @@ from converter.weights import Weights
 from edge.errors import BadTokens, UsageError
 from edge.graph import Attention, Graph
 from edge.kvcache import KVCache
+from edge.planes import StoredTensor
 from edge.reference import FUNCTIONS, Step, Values, softmax
 from edge.tokenizer import Tokenizer
 
@@ -122,7 +123,7 @@ class _Lockstep:
 
     def __init__(self, graph: Graph, tensors: Tensors, number: int, length: int) -> None:
         self._graph = graph
-        self._tensors = _Kept(graph, tensors)
+        self._tensors = KeptTensors(graph, tensors)
         self._keys, self._values = (
             [np.zeros((number, c.kv_heads, length, c.head_dim), np.float32) for c in graph.caches]
             for _ in range(2)
@@ -155,7 +156,7 @@ class _Lockstep:
         return attended.reshape(len(step.tokens), -1)
 
 
-class _Kept:
+class KeptTensors:
     """All tensors of a graph, read once."""
 
     def __init__(self, graph: Graph, tensors: Tensors) -> None:
@@ -164,7 +165,7 @@ class _Kept:
     def dense(self, name: str) -> Values:
         return self._stored[name].parts["values"]
 
-    def stored(self, name: str) -> object:
+    def stored(self, name: str) -> StoredTensor:
         return self._stored[name]
 
 
