@@ -8,8 +8,8 @@ nothing is at OUT before it is whole.
 --quality good finds the codes by GPTQ: it runs samples through the model, and lets each layer make
 up for the rounding of those before. It takes far longer than fast (round to nearest), and halved
 what quantization costs on the small model of the tests. best folds activation-aware scales in first
-(--awq), takes four times the samples, and then learns codes, scales and norms of a small model (up to
-32 million parameters) from what the float one predicts: minutes, where good takes seconds. Small
+(--awq), takes four times the samples, and then learns codes, scales and norms of a small model (up
+to 32 million parameters) from what the float one predicts: minutes, where good takes seconds. Small
 models draw the samples themselves, others read a text that comes with lutra, or yours.
 
 Formats: w<bits>g<group>[a] with 2, 3, 4 or 8 bits, a group of 32, 64, 128 or c (a whole channel),
