@@ -14,21 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.calibrate import Tensors, Tokens
-from edge.graph import (
-    Add,
-    Attention,
-    Embed,
-    Gate,
-    GateFunction,
-    Graph,
-    Int8,
-    Linear,
-    Norm,
-    Op,
-    Rope,
-    Softcap,
-    Take,
-)
+from edge import graph as ops
+from edge.graph import GateFunction, Graph, Op
 from edge.kvcache import KVCache
 from edge.reference import FUNCTIONS, Step, Values, softmax
 
@@ -61,7 +48,7 @@ class Tape:
         self.step = _Batch(flat, len(flat), len(flat), KVCache((), 1), {}, tokens.shape[1])
         for op in self.graph.ops():
             function: Callable[..., Values] = FUNCTIONS[type(op)]
-            if isinstance(op, Attention):
+            if isinstance(op, ops.Attention):
                 self.step.values[op.out] = self._attend(op)
             else:
                 self.step.values[op.out] = function(op, self.step, self.tensors)
@@ -80,26 +67,26 @@ class Tape:
         return self.step.values[name]
 
     def add(self, name: str, gradient: Values) -> None:
-        """Add to a value's gradient."""
+        """ops.Add to a value's gradient."""
         held = self._values.get(name)
         self._values[name] = gradient if held is None else held + gradient
 
     def add_weight(self, name: str, gradient: Values) -> None:
-        """Add to a tensor's gradient."""
+        """ops.Add to a tensor's gradient."""
         held = self.gradients.get(name)
         self.gradients[name] = gradient if held is None else held + gradient
 
-    def heads(self, op: Attention, name: str) -> Values:
+    def heads(self, op: ops.Attention, name: str) -> Values:
         """A value of attention as [sequences, kv, group, length, head_dim]."""
         return self.split(op, self.value(name))
 
-    def split(self, op: Attention, values: Values) -> Values:
+    def split(self, op: ops.Attention, values: Values) -> Values:
         """Rows as heads."""
         cache, length = self.graph.caches[op.cache], self.step.length
         shape = (-1, length, cache.kv_heads, values.shape[1] // cache.kv_heads // cache.head_dim)
         return values.reshape(*shape, cache.head_dim).transpose(0, 2, 3, 1, 4)
 
-    def scores(self, op: Attention) -> Values:
+    def scores(self, op: ops.Attention) -> Values:
         """Scores before the mask, capped."""
         scores: Values = self.heads(op, op.query) @ self.heads(op, op.key).swapaxes(-1, -2)
         scores *= np.float32(op.scale)
@@ -107,7 +94,7 @@ class Tape:
             scores = np.float32(op.softcap) * np.tanh(scores / np.float32(op.softcap))
         return scores
 
-    def _attend(self, op: Attention) -> Values:
+    def _attend(self, op: ops.Attention) -> Values:
         row, key = np.ogrid[: self.step.length, : self.step.length]
         seen = key <= row if op.window is None else (key <= row) & (key > row - op.window)
         shares = softmax(np.where(seen, self.scores(op), np.float32(-np.inf)))
@@ -121,13 +108,13 @@ def merge(heads: Values) -> Values:
     return moved.reshape(moved.shape[0] * moved.shape[1], -1)
 
 
-def embed(op: Embed, tape: Tape, gradient: Values) -> None:
+def embed(op: ops.Embed, tape: Tape, gradient: Values) -> None:
     table = np.zeros_like(tape.tensors.dense(op.table))
     np.add.at(table, tape.step.tokens, gradient * np.float32(op.scale))
     tape.add_weight(op.table, table)
 
 
-def norm(op: Norm, tape: Tape, gradient: Values) -> None:
+def norm(op: ops.Norm, tape: Tape, gradient: Values) -> None:
     x, weight = tape.value(op.x), tape.tensors.dense(op.weight)
     runs = x.reshape(len(x), -1, len(weight))
     gradient = gradient.reshape(runs.shape)
@@ -139,14 +126,14 @@ def norm(op: Norm, tape: Tape, gradient: Values) -> None:
     tape.add(op.x, (root * (gradient - normed * along)).reshape(x.shape))
 
 
-def linear(op: Linear, tape: Tape, gradient: Values) -> None:
+def linear(op: ops.Linear, tape: Tape, gradient: Values) -> None:
     tape.add(op.x, gradient @ tape.tensors.dense(op.weight))
     tape.add_weight(op.weight, gradient.T @ tape.value(op.x))
     if op.bias is not None:
         tape.add_weight(op.bias, gradient.sum(axis=0))
 
 
-def rope(op: Rope, tape: Tape, gradient: Values) -> None:
+def rope(op: ops.Rope, tape: Tape, gradient: Values) -> None:
     frequencies = tape.tensors.dense(op.frequencies)
     half, scale = len(frequencies), np.float32(op.scale)
     angles = tape.step.positions[:, None, None] * frequencies
@@ -157,7 +144,7 @@ def rope(op: Rope, tape: Tape, gradient: Values) -> None:
     tape.add(op.x, np.concatenate(turned, axis=-1).reshape(gradient.shape))
 
 
-def attention(op: Attention, tape: Tape, gradient: Values) -> None:
+def attention(op: ops.Attention, tape: Tape, gradient: Values) -> None:
     shares, out = tape.shares[op.out], tape.split(op, gradient)
     value = shares.swapaxes(-1, -2) @ out
     inner = out @ tape.heads(op, op.value).swapaxes(-1, -2)
@@ -171,7 +158,7 @@ def attention(op: Attention, tape: Tape, gradient: Values) -> None:
     tape.add(op.value, merge(value.sum(axis=2, keepdims=True)))
 
 
-def gate(op: Gate, tape: Tape, gradient: Values) -> None:
+def gate(op: ops.Gate, tape: Tape, gradient: Values) -> None:
     inner, up = tape.value(op.gate), tape.value(op.up)
     function, slope = SLOPES[op.function](inner)
     tape.add(op.gate, gradient * up * slope)
@@ -218,30 +205,30 @@ SLOPES: dict[GateFunction, Callable[[Values], tuple[Values, Values]]] = {
 }
 
 
-def add(op: Add, tape: Tape, gradient: Values) -> None:
+def add(op: ops.Add, tape: Tape, gradient: Values) -> None:
     tape.add(op.a, gradient)
     tape.add(op.b, gradient)
 
 
-def softcap(op: Softcap, tape: Tape, gradient: Values) -> None:
+def softcap(op: ops.Softcap, tape: Tape, gradient: Values) -> None:
     capped = tape.value(op.out) / np.float32(op.cap)
     tape.add(op.x, gradient * (1 - capped * capped))
 
 
-def same(op: Take | Int8, tape: Tape, gradient: Values) -> None:
+def same(op: ops.Take | ops.Int8, tape: Tape, gradient: Values) -> None:
     """All rows are taken; a rounding is passed by, as models are trained that have it."""
     tape.add(op.x, gradient)
 
 
 GRADIENTS: dict[type[Op], Callable[..., None]] = {
-    Embed: embed,
-    Norm: norm,
-    Linear: linear,
-    Rope: rope,
-    Attention: attention,
-    Gate: gate,
-    Add: add,
-    Int8: same,
-    Softcap: softcap,
-    Take: same,
+    ops.Embed: embed,
+    ops.Norm: norm,
+    ops.Linear: linear,
+    ops.Rope: rope,
+    ops.Attention: attention,
+    ops.Gate: gate,
+    ops.Add: add,
+    ops.Int8: same,
+    ops.Softcap: softcap,
+    ops.Take: same,
 }

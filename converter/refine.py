@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from converter.backward import Tape
 from converter.calibrate import Tensors, Tokens
-from converter.quantize.grid import Floats, Grid, stored_scales
+from converter.quantize import scales as stored
+from converter.quantize.grid import Floats, Grid
 from converter.samples import Samples
 from converter.watch import Watcher
 from edge.formats import F32, Format
@@ -184,7 +185,7 @@ class _Matrix:
         self._code_mean, self._scale_mean = _Adam(), _Adam()
 
     def _grid(self) -> Grid:
-        scales = stored_scales(self._form, self._first * np.exp(self._shift))
+        scales = stored.nearest(self._form, self._first * np.exp(self._shift))
         return Grid(self._form, np.broadcast_to(scales, self._zeros.shape), self._zeros)
 
     def _codes(self) -> Floats:
