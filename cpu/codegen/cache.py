@@ -40,7 +40,7 @@ def sources_digest() -> str:
 
 
 class NotCached(UserWarning):
-    """Compiled code could not be kept, and is compiled again next time."""
+    """What was compiled, or tried out, could not be kept, and is done again next time."""
 
 
 def keep(path: Path, content: bytes) -> None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpu.codegen.cache import cache_folder
+from cpu.codegen.cache import cache_folder, keep
 from edge.backend import kernels_for
 from edge.bundle import Bundle
 from edge.errors import NpuRefused, NpuUnavailable, UnknownTarget
@@ -166,8 +166,7 @@ def _try_first(bundle: Bundle, binaries: dict[str, Binary]) -> None:
     ]
     shared = any(binary.shared for binary in binaries.values())
     run_child({"verb": "load", "shared": shared, "items": items}, lambda _: None)
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    keep(mark, b"")
 
 
 def _check_session(session: Any, path: Path, ends: Ends) -> None:

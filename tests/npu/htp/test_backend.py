@@ -13,6 +13,7 @@ import pytest
 
 import edge
 from converter.npu import plan_npu
+from cpu.codegen.cache import NotCached
 from edge.bundle import Bundle
 from edge.errors import (
     AlteredBundle,
@@ -158,6 +159,14 @@ def test_a_bundle_without_a_program(tmp_path: Path) -> None:
 def test_a_missing_library(phone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime_qnn.get_qnn_htp_path", lambda: "/nowhere/libQnnHtp.so")
     with pytest.raises(NpuUnavailable, match="no NPU library at /nowhere"):
+        load(phone)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    phone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LUTRA_CACHE", "/proc/none")
+    with pytest.warns(NotCached, match="/proc/none"):
         load(phone)
 
 
