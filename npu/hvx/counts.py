@@ -43,9 +43,6 @@ _SIZES = {"width": 10 * BLOCK, "tiles": 40, "blocks": 10, "quads": 10 * BLOCK //
 # The common kernels that make tables.
 _MAKE_TABLES = ("hvx_quantize", "hvx_tables", "hvx_split")
 
-# Weights of one lookup instruction in tables of 16-bit entries: 128 nibbles of a plane, 4 each.
-LOOKUP_WEIGHTS = 512
-
 
 @dataclass(frozen=True)
 class Run:

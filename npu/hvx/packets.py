@@ -18,7 +18,6 @@ from edge.formats import Format
 from edge.planes import TILE
 from edge.tool import finish
 from npu.hvx import build, emulator, inner
-from npu.hvx.counts import LOOKUP_WEIGHTS
 from npu.hvx.isa import table
 from npu.hvx.tables import BLOCK
 
@@ -26,6 +25,9 @@ FORMATS = (
     *(f"w{b}{g}{z}" for b in (2, 3, 4) for g in ("g32", "g64", "g128", "gc") for z in ("", "a")),
     "ternary",
 )
+
+# Weights of one lookup instruction in tables of 16-bit entries: 128 nibbles of a plane, 4 each.
+LOOKUP_WEIGHTS = 512
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Looks for shorter schedules of the lookup loops: knobs (`inner.Knobs`) changed a few at a time.
+"""Looks for shorter schedules of the lookup loops: knobs (`knobs.Knobs`) changed a few at a time.
 
     python -m npu.hvx.search w2g64a --trials 20000 --seed 1
 
-Starts from the knobs in `inner.KNOBS`; prints what is better as it is found, fewer packets first,
-then fewer cycles, in the form in which `inner.KNOBS` has it. All knobs give the same results, so
+Starts from the knobs in `knobs.KNOBS`; prints what is better as it is found, fewer packets first,
+then fewer cycles, in the form in which `knobs.KNOBS` has it. All knobs give the same results, so
 the best may be put there; `python -m npu.hvx.packets` counts what comes of it.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from edge.formats import Format
 from npu.hvx import inner
-from npu.hvx.inner import Knobs
+from npu.hvx.knobs import KNOBS, Knobs
 from npu.hvx.schedule import DoesNotFit
 
 # What a knob may be.
@@ -66,9 +66,9 @@ def found(form: Format, knobs: Knobs, most: int = 10_000) -> Found | None:
 
 
 def search(form: Format, trials: int, seed: int) -> Iterator[Found]:
-    """Yield schedules, each better than those before, from the best of `inner.KNOBS` on."""
+    """Yield schedules, each better than those before, from the best of `knobs.KNOBS` on."""
     chance = random.Random(seed)  # noqa: S311
-    kept = [made for knobs in inner.KNOBS.values() if (made := found(form, knobs)) is not None]
+    kept = [made for knobs in KNOBS.values() if (made := found(form, knobs)) is not None]
     while not kept:
         kept = [made for made in [found(form, _drawn(chance))] if made is not None]
     best = min(kept)

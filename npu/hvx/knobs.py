@@ -1,0 +1,68 @@
+"""How each lookup loop is laid out: what `search` chose, format by format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge.formats import Format
+from npu.hvx.weights import group_of
+
+
+def shape_of(form: Format) -> str:
+    """What of a format decides its schedule, as `KNOBS` names it."""
+    grouped = f"g{group_of(form)}" if form.granularity == "group" else "c"
+    return f"w{form.bits}{grouped}" + ("a" if form.asymmetric else "")
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What a search may choose; all give the same results.
+
+    Shifts whose bits are set in `multiplied` are multiplications; shifts are so many steps ahead
+    of lookups, those by multiplication `multiplied_ahead`; so many tables stay in registers; sums
+    of so many last steps are `late`; `together` adds the sums of activations in one packet,
+    `scales_together` loads a group's scales once; what zeros make is summed after the products of
+    group `zeros_after`, or of the last; every so many pairs of planes (`doubled`, 0 for none) are
+    weighted by a shift instead of two sums. The others are `Loop`'s.
+    """
+
+    multiplied: int
+    ahead: int
+    multiplied_ahead: int
+    resident: int
+    late: int
+    together: bool
+    window: int
+    patience: int
+    units: str
+    latency: int
+    limit: int
+    scales_together: bool = False
+    zeros_after: int = 3
+    doubled: int = 0
+    shuffle: int = 0
+
+
+# The shortest schedules that `search` found in some minutes.
+KNOBS = {
+    "w2g32": Knobs(0x55555555, 2, 1, 12, 1, False, 14, 10, "PSMN", 1, 19, False, 3, 0, 0),
+    "w2g32a": Knobs(0x22222222, 2, 0, 10, 2, False, 33, 14, "MNPS", 1, 19, False, 3, 0, 0),
+    "w2g64": Knobs(0x904A5492, 1, 1, 13, 2, True, 28, 15, "MNPS", 1, 18, True, 3, 0, 0),
+    "w2g64a": Knobs(0x32492498, 1, 1, 14, 2, True, 23, 17, "MNPS", 1, 18, False, 3, 0, 0),
+    "w2g128": Knobs(0x49249249, 1, 1, 13, 1, True, 40, 18, "MNPS", 1, 17, False, 3, 0, 0),
+    "w2g128a": Knobs(0xAAAAAAAA, 2, 2, 10, 1, False, 33, 12, "MNPS", 1, 19, False, 2, 0, 0),
+    "w2c": Knobs(0x92492492, 1, 1, 13, 1, False, 40, 15, "MNPS", 1, 17, True, 3, 0, 0),
+    "w2ca": Knobs(0xAAAAAAAA, 3, 1, 8, 2, False, 16, 6, "PSMN", 1, 21, False, 3, 0, 0),
+    "w3g32": Knobs(0xDB496093DB269089, 3, 1, 2, 4, False, 41, 5, "MNPS", 1, 29, False, 2, 4, 284),
+    "w3g32a": Knobs(0xE56A658C72678A37, 3, 0, 4, 1, True, 37, 19, "MNPS", 1, 27, True, 3, 1, 969),
+    "w3g64": Knobs(0x9F49A5DA8D3DDA55, 2, 1, 4, 2, True, 20, 19, "MPNS", 1, 27, True, 1, 0, 134),
+    "w3g64a": Knobs(0xBF798D5C9D3DDA75, 2, 1, 2, 2, True, 13, 16, "MNPS", 1, 28, True, 2, 0, 704),
+    "w4g32": Knobs(0x5555555555555555, 3, 1, 6, 1, True, 34, 14, "MNPS", 1, 23, False, 3, 0, 0),
+    "w4g32a": Knobs(0x5555555555555555, 3, 1, 6, 1, True, 34, 14, "MNPS", 1, 23, False, 3, 0, 0),
+    "w4g64": Knobs(0x5555555555555555, 4, 2, 6, 2, True, 34, 12, "MPNS", 1, 23, False, 2, 0, 0),
+    "w4g64a": Knobs(0xAAAAAAAAAAAAAAAA, 3, 2, 6, 2, True, 56, 14, "MNPS", 1, 27, False, 3, 0, 0),
+    "w4g128": Knobs(0xAAAABA2EAAEA8AAA, 2, 1, 6, 3, True, 40, 9, "MNPS", 1, 24, False, 0, 0, 0),
+    "w4g128a": Knobs(0xAAAAAAAAAAAAAAAA, 3, 1, 6, 2, True, 35, 10, "MNPS", 1, 24, False, 3, 0, 0),
+    "w4c": Knobs(0x8888888888888888, 2, 1, 8, 3, False, 25, 13, "PMNS", 1, 21, False, 3, 0, 0),
+    "w4ca": Knobs(0x8888888888888888, 2, 1, 8, 3, False, 31, 3, "PMNS", 1, 21, False, 3, 0, 0),
+}
