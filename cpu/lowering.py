@@ -384,18 +384,11 @@ class Lowering:
         }
         self.call(attention.attention_kernel(self.cache_format), arguments)
 
-    def gate(self, op: Gate) -> None:
-        self.elementwise(elementwise.gate_kernel(op.function), op.out, op.gate, op.up)
-
-    def add(self, op: Add) -> None:
-        self.elementwise(elementwise.add_kernel(), op.out, op.a, op.b)
-
-    def softcap(self, op: Softcap) -> None:
-        self.elementwise(elementwise.softcap_kernel(), op.out, op.x, op.x, float_slot(op.cap))
-
-    def elementwise(self, kernel: Kernel, name: str, a: str, b: str, number: int = 0) -> None:
+    def elementwise(self, op: Gate | Add | Softcap) -> None:
+        kernel, number = elementwise.kernel_of(op)
+        a, b = op.inputs()[0], op.inputs()[-1]
         left, right = self.read(a, "sliced"), self.read(b, "sliced")
-        out = self.over(name, a, b) or self.place(name, "sliced", taken=left.taken)
+        out = self.over(op.out, a, b) or self.place(op.out, "sliced", taken=left.taken)
         arguments: dict[str, int | Dynamic] = {
             "a": left.address,
             "b": right.address,
@@ -486,8 +479,8 @@ _LOWER: dict[type[Op], Callable[..., None]] = {
     Int8: Lowering.int8,
     Linear: Lowering.linear,
     Attention: Lowering.attention,
-    Gate: Lowering.gate,
-    Add: Lowering.add,
-    Softcap: Lowering.softcap,
+    Gate: Lowering.elementwise,
+    Add: Lowering.elementwise,
+    Softcap: Lowering.elementwise,
     Take: Lowering.take_rows,
 }

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from cpu.codegen import math
 from cpu.codegen.language import F32, Code, Value
-from cpu.kernels.kernel import Arguments, Kernel, Thread
+from cpu.kernels.kernel import Arguments, Kernel, Thread, float_slot
 from edge import reference
-from edge.graph import GateFunction
+from edge.graph import Add, Gate, GateFunction, Softcap
 from edge.planes import TILE
 
 Floats = NDArray[np.float32]
@@ -25,6 +25,13 @@ SLOTS = (
     *("a", "b", "out", "rows", "tiles", "a_stride", "b_stride", "out_stride", "number"),
     *("a_private", "b_private"),
 )
+
+
+def kernel_of(op: Gate | Add | Softcap) -> tuple[Kernel, int]:
+    """An op's kernel, of its first and last input, and what its slot `number` must hold."""
+    if isinstance(op, Gate):
+        return gate_kernel(op.function), 0
+    return (add_kernel(), 0) if isinstance(op, Add) else (softcap_kernel(), float_slot(op.cap))
 
 
 def _sliced(code: Code, a: Arguments, thread: Thread, make: Callable[[Value, Value], Value],

@@ -317,18 +317,11 @@ class Lowering:
         arguments |= {slot: 0 for slot in attention.SLOTS if slot not in arguments}
         self.call(attention.attention_kernel(self.cache_format), arguments, self.threads)
 
-    def gate(self, op: Gate) -> None:
-        self.elementwise(elementwise.gate_kernel(op.function), op.out, op.gate, op.up)
-
-    def add(self, op: Add) -> None:
-        self.elementwise(elementwise.add_kernel(), op.out, op.a, op.b)
-
-    def softcap(self, op: Softcap) -> None:
-        self.elementwise(elementwise.softcap_kernel(), op.out, op.x, op.x, float_slot(op.cap))
-
-    def elementwise(self, kernel: Kernel, name: str, a: str, b: str, number: int = 0) -> None:
-        arguments = {"a": self.places[a], "b": self.places[b], "out": self.place(name)}
-        arguments |= {"rows": 1, "tiles": tile_count(self.widths[name]), "number": number}
+    def elementwise(self, op: Gate | Add | Softcap) -> None:
+        kernel, number = elementwise.kernel_of(op)
+        a, b = op.inputs()[0], op.inputs()[-1]
+        arguments = {"a": self.places[a], "b": self.places[b], "out": self.place(op.out)}
+        arguments |= {"rows": 1, "tiles": tile_count(self.widths[op.out]), "number": number}
         arguments |= {slot: 0 for slot in kernel.slots if slot not in arguments}
         self.call(kernel, arguments, self.threads)
 
@@ -349,9 +342,9 @@ _LOWER: dict[type[Op], Callable[..., None]] = {
     Int8: Lowering.int8,
     Linear: Lowering.linear,
     Attention: Lowering.attention,
-    Gate: Lowering.gate,
-    Add: Lowering.add,
-    Softcap: Lowering.softcap,
+    Gate: Lowering.elementwise,
+    Add: Lowering.elementwise,
+    Softcap: Lowering.elementwise,
     Take: Lowering.take,
 }
 
