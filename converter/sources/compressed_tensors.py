@@ -8,7 +8,7 @@ along the outputs or plain; where its groups are out of order weight_g_idx [in].
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from converter.sources.packed import (
     Linear,
     expect_matrix,
     expect_shape,
-    group_order,
     unpack_words,
+    with_order,
 )
 from edge.planes import Codes
 
@@ -82,12 +82,7 @@ class CompressedTensors:
             expect_shape(checkpoint, f"{stem}.{_ZERO}", (packed, groups), "I32")
         elif not self.symmetric:
             expect_shape(checkpoint, f"{stem}.{_ZERO}", (out, groups), "I8")
-        index = f"{stem}.{_INDEX}"
-        if index not in checkpoint.tensor_names:
-            return linear
-        expect_shape(checkpoint, index, (width,), "")
-        where = f"{checkpoint.shard_of(index)}: tensor {index}"
-        return replace(linear, group_of=group_order(checkpoint.raw(index), linear, where))
+        return with_order(linear, checkpoint, f"{stem}.{_INDEX}")
 
     def read(
         self, checkpoint: Checkpoint, stem: str, linear: Linear, first: int, last: int

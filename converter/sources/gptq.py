@@ -8,7 +8,7 @@ weight is scale * (code - zero), where the first version of the format stores ze
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from converter.sources.packed import (
     Linear,
     expect_matrix,
     expect_shape,
-    group_order,
     unpack_words,
+    with_order,
 )
 
 # How it was found, which kernels ran it, and other things that do not change what it means.
@@ -82,12 +82,7 @@ class Gptq:
         zero_words = -(-out * self.bits // WORD_BITS)
         expect_shape(checkpoint, f"{stem}.qzeros", (groups, zero_words), "I32")
         expect_shape(checkpoint, f"{stem}.scales", (groups, out), "")
-        index = f"{stem}.g_idx"
-        if index not in checkpoint.tensor_names:
-            return linear
-        expect_shape(checkpoint, index, (width,), "I32")
-        where = f"{checkpoint.shard_of(index)}: tensor {index}"
-        return replace(linear, group_of=group_order(checkpoint.raw(index), linear, where))
+        return with_order(linear, checkpoint, f"{stem}.g_idx", "I32")
 
     def read(
         self, checkpoint: Checkpoint, stem: str, linear: Linear, first: int, last: int

@@ -8,7 +8,7 @@ cannot hold is refused by name, unless the user asks for another format.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -263,11 +263,18 @@ def expect_matrix(checkpoint: Checkpoint, name: str, dtype: str) -> tuple[int, i
     return shape[0], shape[1]
 
 
-def group_order(values: NDArray[Any], linear: Linear, where: str) -> NDArray[np.int64] | None:
-    """The group of each weight, or None where they are in order. Raises BadWeights."""
-    order = values.astype(np.int64)
+def with_order(linear: Linear, checkpoint: Checkpoint, index: str, dtype: str = "") -> Linear:
+    """The layer with the group of each weight, where `index` is a part and has them out of order.
+
+    Raises BadWeights, WrongShape or TruncatedSource.
+    """
+    if index not in checkpoint.tensor_names:
+        return linear
+    expect_shape(checkpoint, index, (linear.shape[1],), dtype)
+    order = checkpoint.raw(index).astype(np.int64)
     if (order == np.arange(linear.shape[1]) // linear.group).all():
-        return None
+        return linear
     if order.min() < 0 or order.max() >= linear.group_count:
+        where = f"{checkpoint.shard_of(index)}: tensor {index}"
         raise BadWeights(f"{where} names group {int(order.max())}", "get another copy")
-    return order
+    return replace(linear, group_of=order)
