@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from edge.bundle import Bundle
@@ -12,6 +13,19 @@ from edge.graph import Attention, Op
 from edge.npu import Activation, Codes
 from edge.reference import FUNCTIONS, Step, Values, WeightCache, append, attend
 from npu.htp.shadow import Columns, Extracted, products, split
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an NPU made: codes [rows, width], to be times the channels' `factors`, plus `added`
+    [rows, width], plus the tensor `bias`.
+    """
+
+    activation: Activation
+    codes: Codes
+    factors: Values | None = None
+    added: Values | None = None
+    bias: str | None = None
 
 
 class Floats(Protocol):
@@ -40,15 +54,8 @@ class Floats(Protocol):
         """Codes of x for the NPU, clipped, and what was cut off; see `shadow.split`."""
         ...
 
-    def join(
-        self,
-        activation: Activation,
-        codes: Codes,
-        factors: Values | None,
-        added: Values | None,
-        bias: str | None,
-    ) -> Values:
-        """Values of what the NPU made, times the channels' factors, plus `added`, plus a bias."""
+    def join(self, made: Made) -> Values:
+        """Values of what the NPU made."""
         ...
 
     def products(self, found: Extracted, columns: Columns, rows: int) -> Values:
@@ -77,21 +84,14 @@ class NumpyFloats:
     ) -> tuple[Codes, Extracted]:
         return split(activation, x, factors)
 
-    def join(
-        self,
-        activation: Activation,
-        codes: Codes,
-        factors: Values | None,
-        added: Values | None,
-        bias: str | None,
-    ) -> Values:
-        values = activation.decode(codes)
-        if factors is not None:
-            values *= factors
-        if added is not None:
-            values += added
-        if bias is not None:
-            values += self._weights.dense(bias)
+    def join(self, made: Made) -> Values:
+        values = made.activation.decode(made.codes)
+        if made.factors is not None:
+            values *= made.factors
+        if made.added is not None:
+            values += made.added
+        if made.bias is not None:
+            values += self._weights.dense(made.bias)
         return values
 
     def products(self, found: Extracted, columns: Columns, rows: int) -> Values:

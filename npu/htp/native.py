@@ -20,6 +20,7 @@ from edge.graph import Add, Attention, Embed, Gate, Int8, Linear, Norm, Op, Rope
 from edge.npu import Activation, Codes
 from edge.planes import STEP, TILE, StoredTensor, tile_count
 from edge.reference import Step, Values
+from npu.htp.floats import Made
 from npu.htp.shadow import Columns, Extracted
 
 # Values of a kernel's slots; an array stands for its address.
@@ -210,27 +211,21 @@ class NativeFloats:
         found_rows = np.repeat(np.arange(len(x)), counts)
         return made, Extracted(found_rows, found_channels.astype(np.intp), cut)
 
-    def join(
-        self,
-        activation: Activation,
-        made: Codes,
-        factors: Values | None,
-        added: Values | None,
-        bias: str | None,
-    ) -> Values:
-        out, width = empty(*made.shape), made.shape[1]
-        slots = _matrix("codes", made) | _matrix("out", out)
+    def join(self, made: Made) -> Values:
+        width, added = made.codes.shape[1], made.added
+        out = empty(*made.codes.shape)
+        slots = _matrix("codes", made.codes) | _matrix("out", out)
         slots |= {
-            "factors": self._filled(1, width) if factors is None else factors,
-            "bias": self._bias(bias, width),
+            "factors": self._filled(1, width) if made.factors is None else made.factors,
+            "bias": self._bias(made.bias, width),
             "added": self._filled(0, width) if added is None else added,
             "added_stride": 0 if added is None else added.strides[0],
-            "rows": len(made),
+            "rows": len(out),
             "width": width,
-            "scale": float_slot(activation.scale),
-            "zero": float_slot(activation.zero),
+            "scale": float_slot(made.activation.scale),
+            "zero": float_slot(made.activation.zero),
         }
-        self._call(codes.decode_kernel(activation.bits), slots)
+        self._call(codes.decode_kernel(made.activation.bits), slots)
         return out
 
     def products(self, found: Extracted, columns: Columns, rows: int) -> Values:

@@ -20,7 +20,7 @@ from edge.pieces import Piece
 from edge.reference import Step, Values
 from edge.schedule import IN_ORDER, Action, Rule, Timeline, best_rule, run
 from npu.htp.chunks import cut
-from npu.htp.floats import Floats
+from npu.htp.floats import Floats, Made
 from npu.htp.lower import padded_width
 from npu.htp.placed import Placed
 from npu.htp.shadow import Extracted, ShadowWeights
@@ -199,11 +199,13 @@ class HtpProgram:
         for op in piece.ops:
             if op.out in piece.outputs:
                 chunk.step.values[op.out] = self._floats.join(
-                    self._activations[op.out],
-                    chunk.made.pop(op.out)[: chunk.step.count],
-                    self._shadow.factors(op.out),
-                    chunk.restored.pop(op.out, None),
-                    op.bias if isinstance(op, Linear) else None,
+                    Made(
+                        self._activations[op.out],
+                        chunk.made.pop(op.out)[: chunk.step.count],
+                        self._shadow.factors(op.out),
+                        chunk.restored.pop(op.out, None),
+                        op.bias if isinstance(op, Linear) else None,
+                    )
                 )
             if isinstance(op, Linear):
                 self.tally.npu += self.rows * math.prod(self._shape(op))

@@ -16,7 +16,7 @@ from edge.kvcache import CacheFormat, KVCache
 from edge.npu import Activation, Codes
 from edge.reference import Step, Values
 from edge.target import Target
-from npu.htp.floats import NumpyFloats
+from npu.htp.floats import Made, NumpyFloats
 from npu.htp.native import NativeFloats
 from npu.htp.program import HtpProgram
 from npu.htp.shadow import Columns, Extracted
@@ -71,17 +71,9 @@ class Both:
         self.compared.add("split by factors" if factors is not None else "split")
         return wanted, listed
 
-    def join(
-        self,
-        activation: Activation,
-        codes: Codes,
-        factors: Values | None,
-        added: Values | None,
-        bias: str | None,
-    ) -> Values:
-        given = activation, codes, factors, added, bias
-        made, wanted = self.native.join(*given), self.twin.join(*given)
-        np.testing.assert_array_equal(made, wanted)
+    def join(self, made: Made) -> Values:
+        wanted = self.twin.join(made)
+        np.testing.assert_array_equal(self.native.join(made), wanted)
         return wanted
 
     def products(self, found: Extracted, columns: Columns, rows: int) -> Values:
