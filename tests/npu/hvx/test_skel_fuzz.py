@@ -242,6 +242,7 @@ def make_calls(memories: Memories) -> None:
             mask = may_change(memories, random, array) & (not faults)
             np.testing.assert_array_equal(array[~mask], held[~mask], str(random))
         np.testing.assert_array_equal(memories.arrays[0], before[-1])
+    assert ran.total() > 400
     assert all(ran[each.kernel.name] for each in CONTRACTS), ran
     assert refused == {
         0,
