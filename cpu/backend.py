@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from cpu.codegen import tables
+from cpu.kernels.families import interface
 from cpu.library import Library
-from cpu.native import Native, compile_library, compile_native, refused_tiles
+from cpu.native import INTERFACE, Native, compile_library, compile_native, refused_tiles
 from cpu.program import CpuProgram
 from cpu.single import SingleCalls
 from cpu.threads import default_threads
 from edge.backend import Artifact
 from edge.bundle import Bundle
-from edge.errors import MissingDependency
+from edge.errors import MissingDependency, WrongSchema
 from edge.formats import Format
 from edge.graph import Graph
 from edge.target import FEATURES, Machine, Target, this_machine
@@ -78,18 +79,24 @@ class CpuBackend:
 
 def _native(bundle: Bundle, target: Target) -> Native:
     """The kernels that the bundle was compiled with for this target, else made now."""
-    isa = tables.isa_for(target)
-    for artifact in bundle.manifest.artifacts:
-        if artifact.target == target:
-            library = Library(bundle.checked(artifact.path))
-            return Native([library], matrix_unit=isa.tiles is not None)
-    if not _has_compiler():
-        raise MissingDependency(
-            f"{bundle.folder} is not compiled for {target}, and compiling it now needs llvmlite",
-            f"{_INSTALL}, or convert with --targets {target}",
+    matrix_unit = tables.isa_for(target).tiles is not None
+    forms = {str(record.form): record.form for record in bundle.manifest.tensors.values()}.values()
+    ahead = next((a for a in bundle.manifest.artifacts if a.target == target), None)
+    wanted = interface(forms, matrix_unit=matrix_unit)
+    if ahead is not None and ahead.tools.get(INTERFACE) == wanted:
+        return Native([Library(bundle.checked(ahead.path))], matrix_unit=matrix_unit)
+    if _has_compiler():
+        return compile_native(forms, tables.isa_for(target))
+    if ahead is not None:
+        raise WrongSchema(
+            f"{bundle.folder / ahead.path} has another version's kernels: "
+            f"interface {ahead.tools.get(INTERFACE, 'none')}, need {wanted}",
+            f"convert again with --targets {target}; with llvmlite ({_INSTALL}), code is made here",
         )
-    formats = {str(record.form): record.form for record in bundle.manifest.tensors.values()}
-    return compile_native(formats.values(), isa)
+    raise MissingDependency(
+        f"{bundle.folder} is not compiled for {target}, and compiling it now needs llvmlite",
+        f"{_INSTALL}, or convert with --targets {target}",
+    )
 
 
 def _mismatch(machine: Machine, target: Target) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cpu.codegen.cache import cache_folder, keep, key_of, sources_digest
 from cpu.codegen.image import BadImage, Image, link_image
-from cpu.kernels.families import COMMON, families
+from cpu.kernels.families import COMMON, families, interface
 from cpu.kernels.kernel import Kernel
 from cpu.kernels.step import NAME
 from edge.errors import MissingDependency, UnknownTarget
@@ -21,6 +21,10 @@ from edge.formats import Format
 if TYPE_CHECKING:
     from cpu.codegen.emit import Module
     from cpu.codegen.isa import Isa
+
+
+# Among an artifact's tools.
+INTERFACE = "kernels"
 
 
 class Code(Protocol):
@@ -101,7 +105,10 @@ def _module(isa: Isa, kernels: Iterable[Kernel], *, step: bool) -> Module:
 
 
 def compile_library(formats: Iterable[Format], isa: Isa, out: Path) -> dict[str, str]:
-    """Compile the kernels into one library that calls no other; returns the tools' versions."""
+    """Compile the kernels into one library that calls no other.
+
+    Returns the tools' versions, and under INTERFACE what callers must agree with.
+    """
     if importlib.util.find_spec("llvmlite") is None:
         raise MissingDependency("compiling ahead needs llvmlite", 'pip install "lutra[convert]"')
     import llvmlite
@@ -109,10 +116,14 @@ def compile_library(formats: Iterable[Format], isa: Isa, out: Path) -> dict[str,
     from cpu.codegen.emit import object_code
     from cpu.codegen.link import shared_library
 
-    made = families(formats, matrix_unit=isa.tiles is not None).values()
+    forms, matrix_unit = tuple(formats), isa.tiles is not None
+    made = families(forms, matrix_unit=matrix_unit).values()
     module = _module(isa, [kernel for kernels in made for kernel in kernels], step=True)
     shared_library(object_code(module), out)
-    return {"llvmlite": llvmlite.__version__}
+    return {
+        "llvmlite": llvmlite.__version__,
+        INTERFACE: interface(forms, matrix_unit=matrix_unit),
+    }
 
 
 def refused_tiles() -> str:

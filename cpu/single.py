@@ -24,14 +24,6 @@ class SingleCalls:
         self._team = Team(threads) if threads > 1 else None
         self._functions: dict[str, Callable[[int, int, int], None]] = {}
 
-    def has(self, name: str) -> bool:
-        """Whether there is a kernel of this name: code compiled ahead may be older than it."""
-        try:
-            self._function(name)
-        except KeyError:
-            return False
-        return True
-
     def run(self, name: str, arguments: Sequence[int]) -> None:
         """Run a kernel. Raises UsageError where another caller's runs on the same threads."""
         slots = np.array(arguments, np.int64)

@@ -121,10 +121,6 @@ class Kernels(Protocol):
     @property
     def threads(self) -> int: ...
 
-    def has(self, name: str) -> bool:
-        """Whether there is a kernel of this name."""
-        ...
-
     def run(self, name: str, arguments: Sequence[int]) -> None:
         """Run a kernel on all threads, with numbers and addresses in the order of its slots."""
         ...

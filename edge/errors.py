@@ -135,7 +135,7 @@ class AlteredBundle(LutraError):
 
 
 class WrongSchema(LutraError):
-    """The bundle was written by a version with another schema."""
+    """The bundle was written by a version with another schema, or other kernels."""
 
     exit_code = 34
 

@@ -6,6 +6,7 @@ of the same formats.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import get_args
 
@@ -28,6 +29,9 @@ from edge.kvcache import CacheFormat
 
 COMMON = "common"
 
+# To be raised where a kernel comes to mean something else by the same slots, or by what lies there.
+REVISION = 1
+
 
 def families(formats: Iterable[Format], *, matrix_unit: bool) -> dict[str, list[Kernel]]:
     """The kernels for tensors of these formats, by family."""
@@ -35,6 +39,13 @@ def families(formats: Iterable[Format], *, matrix_unit: bool) -> dict[str, list[
     for form in formats:
         made[str(form)] = _of_format(form, matrix_unit=matrix_unit)
     return made
+
+
+def interface(formats: Iterable[Format], *, matrix_unit: bool) -> str:
+    """What callers of these kernels rely on, in short: another's code would compute nonsense."""
+    made = families(formats, matrix_unit=matrix_unit).values()
+    slots = sorted({(kernel.name, kernel.slots) for kernels in made for kernel in kernels})
+    return hashlib.sha256(repr((REVISION, slots)).encode()).hexdigest()[:16]
 
 
 def _common(*, matrix_unit: bool) -> list[Kernel]:

@@ -19,7 +19,7 @@ from npu.htp.floats import Floats, NumpyFloats
 from npu.htp.graphs import Ends, graph_ends
 from npu.htp.guard import run_child
 from npu.htp.layers import LayersProgram
-from npu.htp.native import NativeFloats, lacking
+from npu.htp.native import NativeFloats
 from npu.htp.placed import STAND_IN, place
 from npu.htp.program import HtpProgram
 from npu.htp.provider import (
@@ -190,8 +190,6 @@ def _floats(bundle: Bundle, threads: int | None) -> Floats:
     kernels, reason = kernels_for(bundle, threads)
     if kernels is None:
         return NumpyFloats(bundle, reason)
-    if name := lacking(kernels):
-        return NumpyFloats(bundle, f"{bundle.folder} was compiled without {name}: convert it again")
     return NativeFloats(bundle, kernels)
 
 

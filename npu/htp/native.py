@@ -292,15 +292,6 @@ class NativeFloats:
         return self._angles[key]
 
 
-def lacking(kernels: Kernels) -> str:
-    """A kernel that a prefill needs and code compiled ahead, if it is older, has not; else empty.
-
-    The kernels that all models need are compiled together.
-    """
-    name = codes.add_columns_kernel().name
-    return "" if kernels.has(name) else name
-
-
 def empty(rows: int, width: int) -> Values:
     """Rows in whole tiles with a tile behind."""
     return np.empty((rows, _stride(width)), np.float32)[:, :width]

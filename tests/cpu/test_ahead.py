@@ -13,7 +13,7 @@ import pytest
 import edge
 from converter.convert import convert
 from edge.bundle import Bundle, verify
-from edge.errors import AlteredBundle, TruncatedBundle, UnknownTarget
+from edge.errors import AlteredBundle, TruncatedBundle, UnknownTarget, WrongSchema
 from edge.target import Target, this_machine
 from tests.checkpoints import make_checkpoint
 
@@ -63,6 +63,18 @@ def test_without_a_compiler_the_fitting_code_runs(bundle: Path) -> None:
     assert tokens == [record.token for record in expected]
 
 
+def test_code_of_another_version_is_not_called(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cpu.kernels.families.REVISION", 0)
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy.lutra"))
+    opened = edge.load(copy, target=BASE[ARCH])  # made anew
+    assert opened.generate([1, 2, 3], max_tokens=1, sampling=edge.Sampling.greedy()) is not None
+    monkeypatch.setattr("cpu.backend._has_compiler", lambda: False)
+    with pytest.raises(WrongSchema, match=r"kernels\.so has another version's kernels: .* need"):
+        edge.load(copy, target=BASE[ARCH])
+
+
 def test_a_shortened_library_is_refused(bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy.lutra"))
     path = copy / Bundle.open(copy).manifest.artifacts[0].path
@@ -81,7 +93,7 @@ def test_altered_machine_code_does_not_run(bundle: Path, tmp_path: Path) -> None
         edge.load(copy, target=BASE[ARCH])
 
 
-@pytest.mark.parametrize("target", ["cpu:z80", "npu:hvx-v73", "cpu:x86_64", "ref"])
+@pytest.mark.parametrize("target", ["cpu:z80", "npu:hvx-v60", "npu:htp-v75", "cpu:x86_64", "ref"])
 def test_targets_that_cannot_be_compiled_for_are_refused(target: str, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "source")
     with pytest.raises(UnknownTarget):

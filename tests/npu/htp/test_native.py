@@ -135,11 +135,3 @@ def test_numpy_says_why(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
     assert program.place.endswith("with NumPy (no kernels today) beside it")
     logits = program.run_prompt(token_ids(), model.session().cache, 1)
     assert np.isfinite(logits).all()
-
-
-def test_code_that_is_older_than_the_kernels_is_not_used(
-    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = make_bundle("llama", "npu:ort")
-    monkeypatch.setattr("cpu.single.SingleCalls.has", lambda *_: False)
-    assert "was compiled without add_columns: convert it again" in load(bundle)[1].place
