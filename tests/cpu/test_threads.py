@@ -50,6 +50,7 @@ def test_an_error_in_a_thread_reaches_the_caller_and_the_team_goes_on() -> None:
     team.run(lambda index, count: None)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_is_heard_when_all_threads_have_done() -> None:
     """Threads that meet at a barrier would wait for ever if one were stopped before it."""
     team = Team(CORES)

@@ -281,6 +281,7 @@ def test_cancelling_starts_nothing_more(rule: Rule) -> None:
     assert done == [0, 1, 2]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_the_workers() -> None:
     threads = threading.active_count()
 
