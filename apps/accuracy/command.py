@@ -82,7 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help=f"methods, each QUALITY[+{AWQ}][+{ROTATE}] (fast,good)",
     )
-    group.add_argument("--targets", default="ref", metavar="LIST", help="targets (ref)")
+    group.add_argument(
+        "--targets",
+        action="append",
+        metavar="TARGET",
+        help="a target to run on (ref); give it again for each further one",
+    )
     group.add_argument(
         "--peer-formats", default="", metavar="LIST", help="llama.cpp's formats, as Q4_0,Q4_K_M"
     )
@@ -97,8 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_table(args: argparse.Namespace) -> int:
     """Measure and print; the last line of --json has every row."""
-    entries = list(_entries(args))
-    for target in args.targets.split(","):
+    entries, targets = list(_entries(args)), args.targets or ["ref"]
+    for target in targets:
         choose_target(target)  # before forms that take minutes are made
     bar = Bar(quiet=args.quiet)
     source = Path(args.bundle)
@@ -106,7 +111,7 @@ def run_table(args: argparse.Namespace) -> int:
     samples = _samples(job, args.text, args.max_tokens or DEFAULT_TOKENS)
     exact = Exact(job.model, job.weights, samples)
     with tempfile.TemporaryDirectory(prefix="lutra-eval-") as folder:
-        rows = list(_ours(entries, args.targets, source, exact, Path(folder), bar))
+        rows = list(_ours(entries, targets, source, exact, Path(folder), bar))
         if args.peer_formats:
             peers = Peers(
                 source,
@@ -152,7 +157,7 @@ def _entries(args: argparse.Namespace) -> Iterator[Entry]:
 
 def _ours(
     entries: Sequence[Entry],
-    targets: str,
+    targets: Sequence[str],
     source: Path,
     exact: Exact,
     folder: Path,
@@ -172,7 +177,7 @@ def _ours(
             rotated=ROTATE in entry.folds,
             overwrite=True,
         )
-        for target in targets.split(","):
+        for target in targets:
             yield _row(entry, out, target, exact)
         watcher.advance(1)
 

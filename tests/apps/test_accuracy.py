@@ -18,6 +18,7 @@ from converter.convert import prepare
 from converter.plan import Formats
 from converter.samples import Samples
 from edge.errors import UsageError
+from edge.target import this_machine
 from tests.checkpoints import make_checkpoint
 
 
@@ -104,6 +105,20 @@ def test_table_of_a_trained_model(
     ]
     assert values["tokens"] == 512
     ElementTree.parse(tmp_path / "kl.svg")
+
+
+def test_a_form_is_measured_on_every_target(
+    stories: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    native = str(this_machine().target())
+    words = ["eval", str(stories), "--table", "--formats", "w8gc", "--qualities", "fast"]
+    words += ["--max-tokens", "128", "--targets", "ref", "--targets", native, "--json", "--quiet"]
+    assert main(words) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    kl = {(row["name"], row["target"]): row["score"]["kl"] for row in rows}
+    assert kl.keys() == {(name, target) for name in ("f32", "w8gc") for target in ("ref", native)}
+    assert kl["f32", native] < 1e-5
+    assert kl["w8gc", native] == pytest.approx(kl["w8gc", "ref"], rel=0.05)
 
 
 @pytest.mark.parametrize("words", [("--formats", "w9"), ("--qualities", "x"), ("--targets", "y")])
