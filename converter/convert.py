@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from converter.blas import suited_to
 from converter.calibrate import FloatTensors
 from converter.calibrated import Task, encode_calibrated
 from converter.fold import Folds, combine
@@ -148,10 +149,11 @@ def _mixed(job: Job, size: str, watcher: Watcher) -> Job:
     require_room(job.plan, budget)
     record, tokenizer = read_tokenizer(job.checkpoint)
     text = job.quality.text
-    samples = choose_samples(job.model, job.weights, record.bos_id, tokenizer, text, PROBE)
     method = job.quality.method
     effort = None if method is None else method.effort
-    found = measure(job.weights, job.plan, samples, effort, watcher)
+    with suited_to(job.model.graph):
+        samples = choose_samples(job.model, job.weights, record.bos_id, tokenizer, text, PROBE)
+        found = measure(job.weights, job.plan, samples, effort, watcher)
     return replace(job, plan=mix(job.plan, found, budget))
 
 
@@ -171,7 +173,10 @@ def run(
     _check_template(tokenizer, watcher)
     generation = read_generation(job.checkpoint.read_json(GENERATION))
     beside = npu_bytes(job.npu, job.model.graph)
-    with BundleWriter(out, tensors, job.key, beside_bytes=beside, overwrite=overwrite) as writer:
+    with (
+        BundleWriter(out, tensors, job.key, beside_bytes=beside, overwrite=overwrite) as writer,
+        suited_to(job.model.graph),
+    ):
         sampler = _Sampler(job, tokenizer.bos_id, tokenizer_json, watcher)
         if job.scaled and (job.npu is not None or not _done(job, writer)):
             job = _scale(job, sampler(), watcher)

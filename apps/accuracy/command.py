@@ -15,6 +15,7 @@ from apps.accuracy.plot import draw
 from apps.bench.peer import PYTHON_VARIABLE
 from apps.output import print_json, print_table
 from apps.progress import Bar
+from converter.blas import suited_to
 from converter.convert import Job, convert, prepare
 from converter.plan import Formats
 from converter.quality import Quality
@@ -108,9 +109,9 @@ def run_table(args: argparse.Namespace) -> int:
     bar = Bar(quiet=args.quiet)
     source = Path(args.bundle)
     job = prepare(source, Formats.parse("f32"))
-    samples = _samples(job, args.text, args.max_tokens or DEFAULT_TOKENS)
-    exact = Exact(job.model, job.weights, samples)
-    with tempfile.TemporaryDirectory(prefix="lutra-eval-") as folder:
+    with suited_to(job.model.graph), tempfile.TemporaryDirectory(prefix="lutra-eval-") as folder:
+        samples = _samples(job, args.text, args.max_tokens or DEFAULT_TOKENS)
+        exact = Exact(job.model, job.weights, samples)
         rows = list(_ours(entries, targets, source, exact, Path(folder), bar))
         if args.peer_formats:
             peers = Peers(
