@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from converter.quantize.scales import covering
 from edge.formats import Format
 
 
@@ -34,18 +36,12 @@ def round_to(weight: Tensor, form: Format) -> Tensor:
         groups = weight.reshape(-1, form.group_size(weight.shape[1]))
         low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
         scale = torch.where(-low > high, low, high) / -form.zero
-        scale = _stored(scale)
+        stored = covering(form, scale.float().cpu().numpy()).astype(np.float32)
+        scale = torch.from_numpy(stored).to(scale)
         safe = torch.where(scale == 0, torch.inf, scale)
         codes = (groups / safe).round_().clamp_(-form.zero, form.levels - 1 - form.zero)
         change = (codes * scale).view_as(weight) - weight
     return weight + change
-
-
-def _stored(scale: Tensor) -> Tensor:
-    """The scale in float16, rounded away from 0, as float32."""
-    narrow = scale.half()
-    short = narrow.float().abs() < scale.abs()
-    return (narrow.view(torch.int16) + short).view(torch.half).float()
 
 
 def rounded(network: nn.Module, rounding: Rounding) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 The scale of a symmetric group of 2 bits has 8 significant bits, of the 11 of float16: its weights,
 which are -2, -1, 0 or 1 times the scale, are then exact in bfloat16, in which a matrix unit
-multiplies. A scale that is 0.4 % off at most is nothing next to what 2 bits lose.
+multiplies. A scale that is 0.8 % off at most is nothing next to what 2 bits lose.
 """
 
 from __future__ import annotations
