@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -10,9 +11,18 @@ from edge.errors import LutraError
 
 
 def finish(name: str, main: Callable[[], int]) -> NoReturn:
-    """Exit with what `main` returns, or after one clear message with an error's own code."""
+    """Exit with what `main` returns, or after one clear message with an error's own code.
+
+    Quietly with 0 where nobody reads the output any more.
+    """
     try:
-        sys.exit(main())
+        code = main()
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:
+        # the interpreter flushes once more at its end, which would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except LutraError as error:
         print(f"{name}: {error.what}", file=sys.stderr)
         if error.cure:

@@ -1,4 +1,9 @@
+"""Modules that are run by themselves: how they end."""
+
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import pytest
 
@@ -25,3 +30,15 @@ def test_a_module_ends_with_its_code_or_with_an_errors_message(
             finish("tool", main)
         assert stop.value.code == code
         assert capsys.readouterr().err == message
+
+
+def test_a_module_that_nobody_reads_any_more_ends_quietly() -> None:
+    script = "from edge.tool import finish; finish('tool', lambda: print('x' * 10 ** 6) or 0)"
+    command = [sys.executable, "-c", script]
+    ran = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert ran.stdout is not None
+    assert ran.stderr is not None
+    ran.stdout.close()
+    with ran.stderr:
+        assert ran.stderr.read() == b""
+    assert ran.wait(60) == 0
