@@ -7,14 +7,33 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
+
+from edge.sampler import Sampler
 
 # The same examples every time, and no limit that a busy machine would trip over.
 settings.register_profile("lutra", derandomize=True, deadline=None)
 settings.load_profile("lutra")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_draws_by_chance() -> Iterator[None]:
+    """A test that draws tokens without a seed fails: its result would be another every time."""
+    draws = Sampler.__dict__["_random"]
+    seeded = draws.func
+
+    def checked(sampler: Sampler) -> np.random.Generator:
+        assert sampler.sampling.seed is not None, "give the sampling of this test a seed, or greedy"
+        generator: np.random.Generator = seeded(sampler)
+        return generator
+
+    draws.func = checked
+    yield
+    draws.func = seeded
 
 
 @pytest.fixture(scope="session")

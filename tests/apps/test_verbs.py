@@ -87,7 +87,7 @@ def test_a_template_that_does_not_compile_is_noted(
     assert ran.code == 0
     assert "note: the chat template is not Jinja2: line 1" in ran.err
     assert "lutra chat will not work with this bundle, lutra run --raw will" in ran.err
-    assert lutra("run", out, "--raw", "-p", "x", "--max-tokens", 1).code == 0
+    assert lutra("run", out, "--raw", "-p", "x", "--greedy", "--max-tokens", 1).code == 0
     ran = lutra("run", out, "-p", "x", "--max-tokens", 1)
     assert ran.code == BadTemplate.exit_code
     assert "lutra run --raw with a plain prompt" in ran.err
@@ -112,7 +112,8 @@ def test_run_json_has_what_scripts_read(lutra: Lutra, bundle: Path) -> None:
 
 def test_run_writes_a_trace(lutra: Lutra, bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "trace.json"
-    assert lutra("run", bundle, "--tokens", "1 2", "--max-tokens", 4, "--trace", out).code == 0
+    words = ("--tokens", "1 2", "--greedy", "--max-tokens", 4)
+    assert lutra("run", bundle, *words, "--trace", out).code == 0
     events = json.loads(out.read_text())["traceEvents"]
     names = [event["name"] for event in events if event["ph"] == "X"]
     assert names[0] == "prefill"
@@ -191,7 +192,7 @@ def test_input_that_is_no_text(lutra: Lutra, bundle: Path, monkeypatch: pytest.M
     assert ran.code == UsageError.exit_code
     assert "standard input" in ran.err
     monkeypatch.setattr("sys.stdin", piped())
-    messages = lutra("chat", bundle, "--max-tokens", 2, "--json").json["messages"]
+    messages = lutra("chat", bundle, "--greedy", "--max-tokens", 2, "--json").json["messages"]
     assert [m["content"] for m in messages if m["role"] == "user"] == ["you?"]
 
 

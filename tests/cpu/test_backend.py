@@ -164,7 +164,8 @@ def test_a_model_warns_and_says_what_it_runs_on(bundle: Path, lesser: str) -> No
 def test_verbs_print_one_line_and_put_it_into_their_json(
     bundle: Path, lesser: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    words = ["run", str(bundle), "--target", "cpu:x86_64,vnni", "--tokens", "1 2", "--json"]
+    options = ["--target", "cpu:x86_64,vnni", "--tokens", "1 2", "--greedy", "--json"]
+    words = ["run", str(bundle), *options]
     assert main([*words, "--max-tokens", "2"]) == 0
     said = capsys.readouterr()
     line = f"note: runs on {lesser} instead of cpu:x86_64,avx2,avx512,vnni: this machine lacks"

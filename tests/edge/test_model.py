@@ -136,14 +136,14 @@ def test_a_session_belongs_to_its_model(path: Path, model: Model) -> None:
     with pytest.raises(UsageError, match="another model's; make one with"):
         model.stream(PROMPT, session=other.session())
     own = Session(model.session().cache)  # made by hand: the caller knows
-    assert len(list(model.stream(PROMPT, max_tokens=2, session=own))) == 2
+    assert len(list(model.stream(PROMPT, max_tokens=2, sampling=GREEDY, session=own))) == 2
 
 
 def test_the_rate_of_a_prefill_counts_what_was_run(model: Model) -> None:
     session = model.session()
-    (first,) = model.stream(PROMPT, max_tokens=1, session=session)
+    (first,) = model.stream(PROMPT, max_tokens=1, sampling=GREEDY, session=session)
     assert (first.prompt_tokens, first.reused_tokens) == (20, 0)
-    (second,) = model.stream([*PROMPT, 1, 2], max_tokens=1, session=session)
+    (second,) = model.stream([*PROMPT, 1, 2], max_tokens=1, sampling=GREEDY, session=session)
     assert (second.prompt_tokens, second.reused_tokens) == (22, 20)
     assert second.prefill_tok_s == pytest.approx(2 / second.prefill_s)
 

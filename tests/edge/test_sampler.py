@@ -134,6 +134,11 @@ def test_greedy_takes_the_penalty() -> None:
     assert Sampler(greedy).pick(logits, [1]) == 0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_draws_by_chance() -> None:
+    """Not here: what a sampler does without a seed is tested too."""
+
+
 def test_a_seed_makes_draws_repeat() -> None:
     logits = np.zeros(1000, np.float32)
 

@@ -17,8 +17,9 @@ from tests.npu.htp.conftest import MakeBundle
 def test_run_traces_every_job_of_the_prompt(make_bundle: MakeBundle, tmp_path: Path) -> None:
     bundle, out = make_bundle("llama", "npu:ort"), tmp_path / "trace.json"
     tokens = " ".join(["1 2 3"] * 15)  # two chunks of 32
-    words = ["--tokens", tokens, "--max-tokens", "3", "--prefill", "npu:ort", "--decode", "ref"]
-    assert main(["run", str(bundle), *words, "--trace", str(out), "--json"]) == 0
+    words = ["--tokens", tokens, "--greedy", "--max-tokens", "3", "--json"]
+    targets = ["--prefill", "npu:ort", "--decode", "ref"]
+    assert main(["run", str(bundle), *words, *targets, "--trace", str(out)]) == 0
     trace = json.loads(out.read_text())
     assert trace["otherData"] == {"times": "measured"}
     slices = [event for event in trace["traceEvents"] if event["ph"] == "X"]

@@ -23,6 +23,8 @@ from tests.golden.variants import VARIANTS, token_ids
 from tests.npu.htp.conftest import MakeBundle
 from tests.npu.htp.measure import divergence
 
+GREEDY = edge.Sampling.greedy()
+
 # Mean KL divergence in nats a token that each mode may cost tiny models of random weights, whose
 # predictions are 0.3 to 0.7 nats from knowing nothing.
 BOUNDS = {"w8a8": 0.02, "w8a16": 0.003, "w4a16": 0.1}
@@ -56,7 +58,7 @@ def test_every_architecture_is_close_to_float(
     assert divergence(exact, made) < BOUNDS[mode]
     assert program(model).tally.outlier_share < 0.01
     session = model.session()
-    drawn = list(model.stream(token_ids()[:5], max_tokens=3, session=session))
+    drawn = list(model.stream(token_ids()[:5], max_tokens=3, sampling=GREEDY, session=session))
     assert session.cache.length == 5 + len(drawn) - 1
 
 
@@ -112,7 +114,7 @@ def test_decode_reads_the_cache_that_prefill_wrote(
     session.cache.reserve(64)
     arrays = [*session.cache.keys, *session.cache.values]
     monkeypatch.setattr(KVCache, "_grown", lambda *_: pytest.fail("the cache was copied"))
-    list(model.stream(token_ids(), max_tokens=3, session=session))
+    list(model.stream(token_ids(), max_tokens=3, sampling=GREEDY, session=session))
     for before, after in zip(arrays, [*session.cache.keys, *session.cache.values], strict=True):
         assert before is after
         assert np.abs(after[:, :24]).max() > 0
@@ -120,9 +122,9 @@ def test_decode_reads_the_cache_that_prefill_wrote(
 
 def test_single_tokens_are_decoded_elsewhere(model: edge.Model) -> None:
     program(model).timeline = None
-    list(model.stream([5], max_tokens=3))
+    list(model.stream([5], max_tokens=3, sampling=GREEDY))
     assert program(model).timeline is None
-    list(model.stream([5, 6], max_tokens=3))
+    list(model.stream([5, 6], max_tokens=3, sampling=GREEDY))
     assert program(model).timeline is not None
 
 
@@ -163,7 +165,7 @@ def test_an_npu_is_no_target_of_its_own(make_bundle: MakeBundle) -> None:
 def test_the_story_goes_on(make_bundle: MakeBundle, stories: Path) -> None:
     bundle = make_bundle("stories", "npu:ort", checkpoint=stories, weights="w8gc")
     model = edge.load(bundle, prefill="npu:ort", decode="ref")
-    text = model.generate("Once upon a time", max_tokens=20, sampling=edge.Sampling.greedy())
+    text = model.generate("Once upon a time", max_tokens=20, sampling=GREEDY)
     assert text.startswith(", there was a little girl named Lily.")
 
 
