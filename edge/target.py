@@ -27,7 +27,7 @@ FEATURE_FLAGS: dict[str, tuple[str, ...]] = {
     "avx2": ("avx2", "fma", "f16c"),
     "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512dq"),
     "vnni": ("avx512_vnni", "gfni", "avx512vbmi"),
-    "amx": ("amx_tile", "amx_int8", "amx_bf16"),
+    "amx": ("amx_tile", "amx_int8", "amx_bf16", "avx512_bf16"),
     "neon": ("asimd",),
     "dotprod": ("asimddp",),
     "i8mm": ("i8mm",),

@@ -1,4 +1,7 @@
-"""Products on a matrix unit against their twin: on the machine's own, or one of vector code."""
+"""Products on a matrix unit against their twin: AMX code, and a unit that is made of vector code.
+
+AMX code runs wherever there is AVX-512, emulated where there is no AMX (see `tests.cpu.amx`).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from cpu.codegen.image import Image
 from cpu.codegen.isa import Isa
 from cpu.codegen.language import I16, I32, Value
 from cpu.kernels import gemm
-from cpu.native import refused_tiles
 from edge.formats import Format
 from edge.planes import TILE, dequantize, pack, tile_count
 from edge.target import Target
@@ -21,7 +23,7 @@ from tests.cpu.harness import FORMATS, call, isa_of, loaded, random_weights, run
 from tests.cpu.tiles import with_tiles
 
 AMX = "cpu:x86_64,amx"
-UNITS = ["emulated", *([AMX] if AMX in runnable() and not refused_tiles() else [])]
+UNITS = ["vector code", pytest.param(AMX, marks=pytest.mark.amx)]
 
 SHAPES = ((1, 1, 1, 1), (64, 36, 17, 1), (150, 300, 33, 2), (330, 68, 32, 1), (64, 530, 64, 3))
 
