@@ -186,9 +186,11 @@ def test_a_load_fills_with_zeros_what_lies_beyond_the_shape() -> None:
     compiled(write)(config, x, out, left)
     np.testing.assert_array_equal(out[:3, :8], x[:3, :8])
     assert not out[:3, 8:16].any()
-    assert (out[3] == 7).all() and (out[:, 16:] == 7).all()
+    assert (out[3] == 7).all()
+    assert (out[:, 16:] == 7).all()
     np.testing.assert_array_equal(left[64:128], config)
-    assert not left[:64].any() and not left[128:].any()
+    assert not left[:64].any()
+    assert not left[128:].any()
 
 
 # What the manual forbids.
