@@ -12,8 +12,9 @@ what quantization costs on the small model of the tests. best folds activation-a
 to 32 million parameters) from what the float one predicts: minutes, where good takes seconds. Small
 models draw the samples themselves, others read a text that comes with lutra, or yours.
 
-Formats: w<bits>g<group>[a] with 2, 3, 4 or 8 bits, a group of 32, 64, 128 or c (a whole channel),
-and a for asymmetric; ternary; f16; f32.
+Formats: w<bits>g<group>[a] with 1, 2, 3, 4 or 8 bits, a group of 32, 64, 128 or c (a whole
+channel), and a for asymmetric; ternary; f16; f32. 1 bit is for models that were trained for it:
+others say nothing of use in it.
 
 examples:
   lutra convert ./Llama-3.2-1B llama.lutra
@@ -68,8 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         metavar="SIZE",
-        help="mixed widths of 2, 3, 4 and 8 bits for a size of all weights, such as 3.2bpw (bits a "
-        "weight), 300MiB or 300MB: each tensor's is chosen by what rounding it changes",
+        help="mixed widths of 2, 3, 4 and 8 bits (and of 1 where 2 do not fit) for a size of all "
+        "weights, such as 3.2bpw (bits a weight), 300MiB or 300MB: each tensor's is chosen by what "
+        "rounding it changes",
     )
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="UTF-8 text to calibrate on"

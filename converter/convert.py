@@ -18,7 +18,7 @@ from converter.calibrate import FloatTensors
 from converter.calibrated import Task, encode_calibrated
 from converter.fold import Folds, combine
 from converter.keep import plan_source
-from converter.mixed import measure, mix, require_room
+from converter.mixed import measure, mix, widths_for
 from converter.models import build_model
 from converter.models.builder import Model
 from converter.npu import NpuPlan, Origins, build_npu, npu_bytes
@@ -146,14 +146,14 @@ def prepare(
 def _mixed(job: Job, size: str, watcher: Watcher) -> Job:
     """The job with its tensors' widths chosen for a size, from what each is measured to cost."""
     budget = parse_size(size, job.plan.parameter_count)
-    require_room(job.plan, budget)
+    widths = widths_for(job.plan, budget)
     record, tokenizer = read_tokenizer(job.checkpoint)
     text = job.quality.text
     method = job.quality.method
     effort = None if method is None else method.effort
     with suited_to(job.model.graph):
         samples = choose_samples(job.model, job.weights, record.bos_id, tokenizer, text, PROBE)
-        found = measure(job.weights, job.plan, samples, effort, watcher)
+        found = measure(job.weights, job.plan, widths, samples, effort, watcher)
     return replace(job, plan=mix(job.plan, found, budget))
 
 

@@ -6,7 +6,7 @@ divergence of the predictions is taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +38,12 @@ class Sensitivity:
 
 
 def measure(
-    weights: Weights, plan: Plan, samples: Samples, effort: Effort | None, watcher: Watcher
+    weights: Weights,
+    plan: Plan,
+    widths: Sequence[int],
+    samples: Samples,
+    effort: Effort | None,
+    watcher: Watcher,
 ) -> list[Sensitivity]:
     """Measure every tensor of the plan whose width is open, by GPTQ or, without `effort`, rounding.
 
@@ -48,7 +53,7 @@ def measure(
     graph, tensors = weights.model.graph, FloatTensors(weights)
     exact = _log_probs(Walk(graph, tensors, samples.sequences).finish())
     free = {p.tensor.name: p for p in plan.tensors if may_change(p)}
-    watcher.start("sensitivity", len(INTEGER_BITS) * len(free), "runs")
+    watcher.start("sensitivity", len(widths) * len(free), "runs")
     tied = head_of(graph).weight
     found = []
     for op in (walk := Walk(graph, tensors, samples.sequences)):
@@ -56,7 +61,8 @@ def measure(
             if name not in free or (isinstance(op, Embed) and name == tied):
                 continue
             planned, kl = free.pop(name), dict[int, float]()
-            for bits, values in _widths(planned.form, tensors.dense(name), walk, op, effort):
+            forms = [at_bits(planned.form, bits) for bits in widths]
+            for bits, values in _quantized(forms, tensors.dense(name), walk, op, effort):
                 tensors.replace(name, values)
                 whole = is_embedding(graph, name)  # then what has run has to run again
                 rest = Walk(graph, tensors, samples.sequences) if whole else walk.fork(tensors)
@@ -67,35 +73,46 @@ def measure(
     return found
 
 
-def require_room(plan: Plan, budget: int) -> None:
-    """Raises UsageError where even the smallest formats take more than a budget of bytes."""
-    smallest = min(INTEGER_BITS)
-    least = sum(
-        (replace(p, form=at_bits(p.form, smallest)) if may_change(p) else p).byte_count
-        for p in plan.tensors
-    )
+def widths_for(plan: Plan, budget: int) -> tuple[int, ...]:
+    """The widths to choose from for a budget of bytes: 1 bit only where 2 do not fit.
+
+    So little is gained by it elsewhere that it is not worth the time of measuring. Raises
+    UsageError where even the smallest formats take more.
+    """
+    smallest, *others = INTEGER_BITS
+    if budget >= _byte_count(plan, others[0]):
+        return tuple(others)
+    least = _byte_count(plan, smallest)
     if budget < least:
         raise UsageError(
             f"a size of {budget} bytes for all weights, the smallest formats take {least}",
             "ask for a larger size, or larger groups",
         )
+    return INTEGER_BITS
 
 
-def _widths(
-    form: Format, rows: Floats, walk: Walk, op: Op, effort: Effort | None
+def _byte_count(plan: Plan, bits: int) -> int:
+    """Bytes of a plan with every open width at so many bits."""
+    return sum(
+        (replace(p, form=at_bits(p.form, bits)) if may_change(p) else p).byte_count
+        for p in plan.tensors
+    )
+
+
+def _quantized(
+    forms: Sequence[Format], rows: Floats, walk: Walk, op: Op, effort: Effort | None
 ) -> Iterator[tuple[int, Floats]]:
-    """What a tensor becomes at every width, for the inputs that it has in the float model."""
+    """What a tensor becomes in each format, by its bits, for the float model's inputs."""
     curvature = None
     if isinstance(op, Linear) and effort is not None:
         x = walk.value(op.x).astype(np.float64)
         curvature = Curvature(x.T @ x / len(x), effort)
-    for bits in INTEGER_BITS:
-        wide = at_bits(form, bits)
+    for form in forms:
         if curvature is None:
-            yield bits, dequantize(wide, quantize_rows(wide, rows))
+            yield form.bits, dequantize(form, quantize_rows(form, rows))
         else:
-            grid, codes = quantize(wide, rows, curvature)
-            yield bits, grid.decode(codes)
+            grid, codes = quantize(form, rows, curvature)
+            yield form.bits, grid.decode(codes)
 
 
 def mix(plan: Plan, found: list[Sensitivity], budget: int) -> Plan:

@@ -23,7 +23,7 @@ from converter.samples import Samples
 from converter.watch import Watcher
 from edge.formats import F32, Format
 from edge.graph import Graph
-from edge.planes import Quantized, StoredTensor
+from edge.planes import Quantized, StoredTensor, zeros_of
 from edge.reference import Values, softmax
 
 _SEED = 31
@@ -168,7 +168,7 @@ class _Matrix:
     def __init__(self, form: Format, quantized: Quantized, exact: Floats) -> None:
         rows, width = exact.shape
         shape = rows, form.group_count(width)
-        zeros = form.zero if quantized.zeros is None else quantized.zeros
+        zeros = form.zero if quantized.zeros is None else zeros_of(form, quantized.zeros)
         self._form, self._shape = form, quantized.scales.shape
         self._first = quantized.scales.astype(np.float32)
         self._zeros = np.broadcast_to(np.asarray(zeros, np.float32), shape).copy()

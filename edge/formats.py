@@ -2,6 +2,10 @@
 
 A quantized weight is `(code - zero) * scale`. Scales, and zeros where the format is asymmetric,
 belong to a group of neighbouring weights along a row.
+
+With 1 bit no code can stand for 0 and leave one for each sign: the zero is halfway between the
+codes, so that weights are minus or plus half a scale. An asymmetric group of 1 bit has any two
+values; its zero is stored in parts of a code, as a whole one would make one of the values 0.
 """
 
 from __future__ import annotations
@@ -14,9 +18,14 @@ from edge.errors import UnknownFormat
 
 Granularity = Literal["group", "channel", "tensor"]
 
-INTEGER_BITS = (2, 3, 4, 8)
+INTEGER_BITS = (1, 2, 3, 4, 8)
+WHOLE_ZERO_BITS = INTEGER_BITS[1:]
 GROUPS = (32, 64, 128)
-EXAMPLES = "f32, f16, w8gc, w4g64, w4g64a, w3g32, w2g128, ternary, ternaryg64"
+EXAMPLES = "f32, f16, w8gc, w4g64, w4g64a, w3g32, w2g128, w1g64, ternary, ternaryg64"
+
+# Parts of a code in which zeros are counted at 1 bit, from minus half a code on: as uint8, they
+# reach from there to almost 1.5 codes.
+_PARTS = 128
 
 _INTEGER = re.compile(r"w(\d+)g(\d+|c)(a?)")
 _TERNARY = re.compile(r"ternary(?:g(\d+|c))?")
@@ -69,9 +78,22 @@ class Format:
         return 3 if self.kind == "ternary" else 1 << self.bits
 
     @property
-    def zero(self) -> int:
-        """The code that stands for 0 in a symmetric format: the middle one, 2^(bits-1)."""
-        return self.levels // 2
+    def zero(self) -> float:
+        """What stands for 0 in a symmetric format: the middle code, 2^(bits-1); at 1 bit, 1/2.
+
+        An int where it is whole.
+        """
+        return 0.5 if self.bits == 1 else self.levels // 2
+
+    @property
+    def zero_parts(self) -> int:
+        """Parts of a code that stored zeros count, from `zero_first` parts below code 0 on."""
+        return _PARTS if self.bits == 1 else 1
+
+    @property
+    def zero_first(self) -> int:
+        """What a zero is stored as that is code 0."""
+        return _PARTS // 2 if self.bits == 1 else 0
 
     def group_size(self, width: int) -> int:
         """Weights along a row of `width` that share a scale; the last group may be shorter."""
@@ -89,11 +111,12 @@ class Format:
         long side, so a weight of the other sign may be clipped by up to one step. Asymmetric: half
         a step of a range that is at most twice the largest magnitude, and half a step more because
         the zero is a whole code. Ternary: a weight may be rounded to 0 or to the mean magnitude.
+        1 bit: of two means of some weights, a weight is rounded to the closer one.
         """
         if self.kind == "float":
             return 2.0**-11 if self.bits == 16 else 0.0
-        if self.kind == "ternary":
-            return 1.0
+        if self.kind == "ternary" or self.bits == 1:
+            return 2.0 if self.asymmetric else 1.0
         return 2.0 / (self.levels - 1) if self.asymmetric else 1.0 / self.zero
 
 

@@ -16,7 +16,7 @@ a tile and a row to a step; padding is zero bits and is never read back.
 
 Arrays (tiles = ceil(rows / 64)):
 
-    planes  uint8    [tiles, ceil(width / 8), bits, 64]     2, 3, 4 bits and ternary
+    planes  uint8    [tiles, ceil(width / 8), bits, 64]     1 to 4 bits and ternary
     codes   uint8    [tiles, ceil(width / 4), 64, 4]        8 bits
     scales  float16  [tiles, groups, 64]                    one a group of weights
             float32  [tiles, 1, 64]                         one a channel; [1, 1, 1] one a tensor
@@ -139,7 +139,8 @@ def parts_of(form: Format, shape: tuple[int, ...]) -> dict[str, Part]:
 class Quantized:
     """Rows of a tensor as codes with their scales, before packing.
 
-    codes [rows, width] uint8; scales [rows, groups] float; zeros [rows, groups] uint8 or None.
+    codes [rows, width] uint8; scales [rows, groups] float; zeros [rows, groups] uint8, as they are
+    stored (see `zeros_of`), or None.
     A scale for the whole tensor has shape [1, 1].
     """
 
@@ -218,12 +219,12 @@ class StoredTensor:
             weights = (1 << np.arange(self.form.bits, dtype=np.uint8))[:, None, None]
             codes = (bits * weights).sum(axis=1, dtype=np.uint8)
         scales, group = self.parts["scales"], index
-        zero: int | NDArray[np.float32] = self.form.zero
+        zero: float | NDArray[np.float32] = self.form.zero
         if self.form.granularity != "tensor":
             group = index // self.form.group_size(self.shape[1])
             scales = scales[:, group].transpose(1, 0, 2)  # [columns, tiles, 64]
         if self.form.asymmetric:
-            zero = self.parts["zeros"][:, group].transpose(1, 0, 2).astype(np.float32)
+            zero = zeros_of(self.form, self.parts["zeros"][:, group].transpose(1, 0, 2))
         values = (codes.astype(np.float32) - zero) * scales.astype(np.float32)
         return np.ascontiguousarray(values.reshape(len(index), -1)[:, : self.shape[0]])
 
@@ -233,7 +234,18 @@ def dequantize(form: Format, rows: Quantized) -> NDArray[np.float32]:
     count, width = rows.codes.shape
     size, groups = form.group_size(width), form.group_count(width)
     padded = _pad(rows.codes, count, groups * size).reshape(count, groups, size)
-    zeros = form.zero if rows.zeros is None else rows.zeros.astype(np.float32)[:, :, None]
+    zeros = form.zero if rows.zeros is None else zeros_of(form, rows.zeros)[:, :, None]
     scales = rows.scales.astype(np.float32)[:, :, None]
-    weights = (padded.astype(np.float32) - zeros) * scales
+    weights = (padded.astype(np.float32) - np.float32(zeros)) * scales
     return np.ascontiguousarray(weights.reshape(count, groups * size)[:, :width])
+
+
+def zeros_of(form: Format, stored: Codes) -> NDArray[np.float32]:
+    """Stored zeros as codes, which at 1 bit need not be whole."""
+    return (stored.astype(np.float32) - form.zero_first) / np.float32(form.zero_parts)
+
+
+def stored_zeros(form: Format, zeros: NDArray[np.floating]) -> Codes:
+    """The closest zeros that can be stored, in that form."""
+    parts = np.rint(zeros * form.zero_parts) + form.zero_first
+    return np.clip(parts, 0, 255).astype(np.uint8)

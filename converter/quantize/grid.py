@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.quantize import onebit
 from converter.quantize import scales as stored
 from edge.formats import Format
-from edge.planes import Quantized
+from edge.planes import Quantized, stored_zeros
 
 Floats = NDArray[np.float32]
 
@@ -65,7 +66,7 @@ class Grid:
             scales = self.scales[:1, :1]
         elif self.form.granularity == "group":
             scales = self.scales.astype(np.float16)
-        zeros = self.zeros.astype(np.uint8) if self.form.asymmetric else None
+        zeros = stored_zeros(self.form, self.zeros) if self.form.asymmetric else None
         return Quantized(codes.astype(np.uint8), scales, zeros)
 
 
@@ -74,12 +75,15 @@ def search_grid(form: Format, rows: Floats, energy: NDArray[np.floating]) -> Gri
 
     Every group picks its own among ranges of `SHARES` of its own range: for symmetric formats on
     either side of 0 (the code range is one step longer on one), for asymmetric ones with every
-    zero; ternary ones the threshold. For formats with a scale a group or a channel.
+    zero; ternary ones the threshold, and those of 1 bit their two values. For formats with a scale
+    a group or a channel.
     """
     grouped = group(form, rows)  # [rows, groups, size]
     weights = group(form, np.asarray(energy, np.float32)[None])
     if form.kind == "ternary":
         return Grid(form, *_ternary(form, grouped, weights))
+    if form.bits == 1:
+        return Grid(form, *onebit.fit(form, grouped, weights))
     least = np.full(grouped.shape[:2], np.inf, np.float32)
     scales, zeros = np.zeros_like(least), np.full_like(least, form.zero)
     for found, zero in _candidates(form, grouped):

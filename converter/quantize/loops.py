@@ -110,9 +110,8 @@ def _compensate(
     for r in range(count):
         for i in range(width):
             scale, zero = scales[r, i], zeros[r, i]
-            code = zero
-            if scale != 0:
-                code = min(max(np.rint(rows[r, i] / scale + zero), np.float32(0)), top)
+            step = rows[r, i] / scale if scale != 0 else np.float32(0)
+            code = min(max(np.rint(step + zero), np.float32(0)), top)
             error = (rows[r, i] - (code - zero) * scale) / upper[i, i]
             codes[r, i] = code
             errors[r, i] = error

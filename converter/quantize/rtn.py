@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.quantize import scales as stored
+from converter.quantize.grid import search_grid
 from edge.formats import Format
 from edge.planes import Quantized
 
@@ -23,6 +24,9 @@ def quantize_rows(form: Format, rows: Floats, tensor_scale: float | None = None)
 
     Raises BadWeights where a scale is over float16's range.
     """
+    if form.bits == 1:  # the range says nothing of the best values
+        grid = search_grid(form, rows, np.ones(rows.shape[1]))
+        return grid.quantized(grid.nearest(rows))
     grouped, counts = _group(form, rows)
     if form.kind == "ternary":
         scales = _ternary_scales(form, grouped, counts, tensor_scale)

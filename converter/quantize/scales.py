@@ -1,8 +1,9 @@
 """Scales rounded to what is stored: float16 for groups, float32 for channels and tensors.
 
-The scale of a symmetric group of 2 bits has 8 significant bits, of the 11 of float16: its weights,
-which are -2, -1, 0 or 1 times the scale, are then exact in bfloat16, in which a matrix unit
-multiplies. A scale that is 0.8 % off at most is nothing next to what 2 bits lose.
+The scale of a symmetric group of 1 or 2 bits has 8 significant bits, of the 11 of float16: its
+weights, which are minus or plus half the scale, or -2, -1, 0 or 1 times it, are then exact in
+bfloat16, in which a matrix unit multiplies. A scale that is 0.8 % off at most is nothing next to
+what 2 bits lose.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def covering(form: Format, scales: NDArray[np.float32]) -> NDArray[Any]:
 
 
 def _short(form: Format) -> bool:
-    return form.bits == 2 and form.kind != "ternary" and not form.asymmetric
+    return form.bits <= 2 and form.kind != "ternary" and not form.asymmetric
 
 
 def _cut(scales: NDArray[np.float16], added: np.uint16) -> NDArray[np.float16]:

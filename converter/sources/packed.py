@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from converter.sources.huggingface import Checkpoint
 from converter.sources.source import Stored
 from edge.errors import BadWeights, TruncatedSource, WrongShape
-from edge.formats import GROUPS, INTEGER_BITS, Format
+from edge.formats import GROUPS, WHOLE_ZERO_BITS, Format
 from edge.planes import Codes, Quantized
 
 WORD_BITS = 32
@@ -46,7 +46,7 @@ class Linear:
     def form(self) -> Format | None:
         """The format that holds its integers; None where there is none."""
         kind: Literal["ternary", "integer"] = "ternary" if self.ternary else "integer"
-        if self.group_of is not None or not (self.ternary or self.bits in INTEGER_BITS):
+        if self.group_of is not None or not (self.ternary or self.bits in WHOLE_ZERO_BITS):
             return None
         if self.group == 0:
             return Format("ternary", 2, "tensor") if self.ternary else None
@@ -61,8 +61,8 @@ class Linear:
             return ""
         if self.group_of is not None:
             return "its groups are out of order along the rows (act-order)"
-        if self.bits not in INTEGER_BITS:
-            return f"it has {self.bits} bits, need one of {INTEGER_BITS}"
+        if self.bits not in WHOLE_ZERO_BITS:
+            return f"it has {self.bits} bits, need one of {WHOLE_ZERO_BITS}"
         return f"a scale for {self.group} weights, need a multiple of one of {GROUPS}, or a row"
 
 

@@ -29,7 +29,7 @@ class Exchange(Protocol):
 
 
 # By the number of planes, what takes the codes of each set of rows.
-_MASKS = {2: (3, 12), 3: (7,), 4: (15,)}
+_MASKS = {1: (1, 4), 2: (3, 12), 3: (7,), 4: (15,)}
 
 
 def padded_bits(planes: int) -> int:
@@ -39,8 +39,9 @@ def padded_bits(planes: int) -> int:
 
 def expand_transposed(exchange: Exchange, planes: Sequence[Sequence[Value]]) -> Iterator[Value]:
     """The vectors of `transposed_layout`."""
-    group = [plane[member] for member in range(len(planes[0])) for plane in planes]
-    group += group[-1:] * (4 - len(group))  # of 3 planes, one stands in for the fourth
+    # of 3 planes, one stands in for the fourth; a single one is there twice
+    padded = [planes[min(i, len(planes) - 1)] for i in range(padded_bits(len(planes)))]
+    group = [plane[member] for member in range(len(planes[0])) for plane in padded]
     for quad in _interleaved(_transposed(exchange, group)):
         for half in (quad, quad >> 4):
             yield from (half & mask for mask in _MASKS[len(planes)])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from cpu.codegen.isa import CodeLayout, Expansion, Isa, Reading, Tiles, byte_layout
 from cpu.codegen.language import I8, I32, I64, POINTER, Code, Value
-from cpu.codegen.transpose import padded_bits, unpack_lanes
+from cpu.codegen.transpose import unpack_lanes
 
 TRIPLE = "x86_64-unknown-linux-gnu"
 
@@ -26,10 +26,11 @@ def _expand_gfni(code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[Valu
 
     Interleaving the planes puts all bits of a row's 8 weights side by side; with unit vectors as
     its operand, the affine instruction transposes every 8 bytes of them, so byte j holds weight
-    j's codes of 4 rows (2 bits) or 2 rows (up to 4). Masks take a row out; its place in the byte
-    stays, as a factor of the codes. 11 vector instructions a line at 2 bits, 7 at 4.
+    j's codes of 8 rows (1 bit), 4 rows (2 bits) or 2 rows (up to 4). Masks take a row out;
+    its place in the byte stays, as a factor of the codes. 9 vector instructions a line at 1 bit, 11
+    at 2, 7 at 4.
     """
-    bits = padded_bits(len(planes))
+    bits = _spread_bits(len(planes))
     whole = [plane[0] for plane in planes]
     whole += [code.constant(I8.of(64), 0)] * (bits - len(whole))
     units = code.constant(I64, 0x8040201008040201).broadcast(8).cast(I8.of(64))
@@ -43,7 +44,7 @@ def _gfni_layout(bits: int) -> CodeLayout:
     """What `_expand_gfni` makes, by the same steps on row numbers."""
     if bits == 8:
         return byte_layout(64)
-    bits = padded_bits(bits)
+    bits = _spread_bits(bits)
     per_byte = 8 // bits
     orders = [list(range(64))]
     while len(orders) < bits:
@@ -56,6 +57,11 @@ def _gfni_layout(bits: int) -> CodeLayout:
             rows.append(tuple(row for row in taken for _ in range(2)))
             factors.append(1 << (bits * place))
     return CodeLayout(tuple(range(len(rows))), tuple(rows), tuple(factors))
+
+
+def _spread_bits(planes: int) -> int:
+    """Bits that a code takes in a byte: 1, 2 or 4."""
+    return 4 if planes == 3 else planes
 
 
 def _interleave(planes: list[Value]) -> list[Value]:

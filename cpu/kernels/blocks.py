@@ -118,14 +118,14 @@ class Outputs:
     def start(self, x: Value, block: Value, slots: Sequence[int]) -> Terms:
         """Accumulators of both terms of a block for some of the layout's slots.
 
-        The low term starts at minus zero times the sum of x, where the format is symmetric.
+        The low term starts at minus zero times the sum of x, where a zero is whole and symmetric.
         """
         code = self.code
         nothing = code.constant(I32.of(code.isa.lanes), 0)
         high = [code.variable(nothing) for _ in slots]
-        if self.form.asymmetric:
+        if self.form.asymmetric or self.form.bits == 1:
             return [high, [code.variable(nothing) for _ in slots]]
-        zero = self.form.zero - self.layout.offset
+        zero = int(self.form.zero) - self.layout.offset
         factors = [self.layout.factors[slot] for slot in slots]
         lows = {factor: self.block_sums(x, block, -zero * factor) for factor in set(factors)}
         return [high, [code.variable(lows[factor]) for factor in factors]]
@@ -165,18 +165,41 @@ class Outputs:
             if scale is not None:
                 factor = factor * scale
             made = (high.get() << 8) + low.get()
-            if self.form.asymmetric:
-                made = made - self._zero_product(x, block, part, slot)
-            total.set(made.to(F32).fma(factor, total.get()))
+            if self.form.bits == 1:
+                less_zeros = self._less_halves(made, x, block, part, slot)
+            elif self.form.asymmetric:
+                less_zeros = (made - self._zero_product(x, block, part, slot)).to(F32)
+            else:
+                less_zeros = made.to(F32)
+            total.set(less_zeros.fma(factor, total.get()))
 
     def _zero_product(self, x: Value, block: Value, part: int, slot: int) -> Value:
         """Zero times the sum of a block's x, in the lanes of an accumulator."""
+        zeros = self._zeros(block, part, slot) - self.layout.offset
+        return zeros * self.block_sums(x, block) * self.layout.factors[slot]
+
+    def _less_halves(self, made: Value, x: Value, block: Value, part: int, slot: int) -> Value:
+        """An accumulator less zero times the sum, in float32, where zeros are parts of a code.
+
+        Sums have 23 bits at most, so with a zero of 1/2 nothing is rounded.
+        """
+        form, factor = self.form, self.layout.factors[slot]
+        sums = self.block_sums(x, block).to(F32)
+        if form.asymmetric:
+            zeros = self._zeros(block, part, slot) - form.zero_first
+            minus = (zeros - form.zero_parts * self.layout.offset).to(F32)
+            minus = minus * (-factor / form.zero_parts)
+        else:
+            minus = self.code.like(sums, (self.layout.offset - form.zero) * factor)
+        return sums.fma(minus, made.to(F32))
+
+    def _zeros(self, block: Value, part: int, slot: int) -> Value:
+        """Zeros of a block as they are stored, in the lanes of an accumulator."""
         code = self.code
         index = self.tile * self.blocks + block if self.shape.grouped else self.tile
         kind, place = I8.of(self.layout.row_count), index * TILE + part
         zeros = code.load(kind, self.a.pointer("zeros"), place)
-        picked = zeros.shuffle(self.layout.rows[slot]).to(I32, unsigned=True) - self.layout.offset
-        return picked * self.block_sums(x, block) * self.layout.factors[slot]
+        return zeros.shuffle(self.layout.rows[slot]).to(I32, unsigned=True)
 
     def finish(self, row: Value, part: int, sums: list[Value]) -> None:
         """Put the outputs in order, apply scales that are a whole row's, add the bias, store."""

@@ -45,8 +45,9 @@ class _Row:
         code = self.code
         with code.loop(0, self.a.integer("steps")) as step:
             scale, zero = self.scale_and_zero(step)
-            codes = self.codes(step).to(I32, unsigned=True) - zero
-            weights = codes.to(F32) * (scale * self.a.number("scale")).broadcast(STEP)
+            parts = self.codes(step).to(I32, unsigned=True) * self.form.zero_parts - zero
+            factor = scale * (self.a.number("scale") * (1 / self.form.zero_parts))
+            weights = parts.to(F32) * factor.broadcast(STEP)
             code.store(weights, out, step * (4 * STEP))
 
     def codes(self, step: Value) -> Value:
@@ -75,14 +76,16 @@ class _Row:
         return made
 
     def scale_and_zero(self, step: Value) -> tuple[Value, Value]:
+        """The zero in the parts of a code that zeros are counted in."""
         code, a, form = self.code, self.a, self.form
         group = (
             step // (form.group // STEP) if form.granularity == "group" else code.constant(I64, 0)
         )
         index = (self.tile * a.integer("groups") + group) * TILE + self.lane
-        zero = code.constant(I32, form.zero)
+        zero = code.constant(I32, int(form.zero * form.zero_parts))
         if form.asymmetric:
-            zero = code.load(I8, a.pointer("zeros"), index).to(I32, unsigned=True)
+            stored = code.load(I8, a.pointer("zeros"), index).to(I32, unsigned=True)
+            zero = stored - form.zero_first
         if form.granularity == "tensor":
             return code.load(F32, a.pointer("scales")), zero
         kind = F16 if form.granularity == "group" else F32

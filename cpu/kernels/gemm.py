@@ -270,7 +270,8 @@ class _Panel:
         if not form.asymmetric:
             return scale, scale * float(-form.zero)
         zeros = code.load(I8.of(_SIDE), a.pointer("zeros"), index).to(I32, unsigned=True)
-        return scale, -(zeros.to(F32) * scale)
+        parts = (zeros - form.zero_first).to(F32)
+        return scale, parts * (scale * (-1 / form.zero_parts))
 
 
 def _paired(first: Value, second: Value) -> Value:

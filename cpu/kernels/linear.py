@@ -15,7 +15,7 @@ from cpu.kernels.activations import quantize_rows
 from cpu.kernels.blocks import Outputs, Shape, Terms, block_of
 from cpu.kernels.kernel import CHAINS, Arguments, Kernel, Thread, joined, minimum
 from edge.formats import Format
-from edge.planes import STEP, TILE, Quantized
+from edge.planes import STEP, TILE, Quantized, zeros_of
 
 _LINE = 64
 
@@ -128,8 +128,8 @@ def linear(form: Format, weights: Quantized, x: NDArray[np.float32]) -> NDArray[
         return padded.reshape(len(array), blocks, block)
 
     xs = blocked(values)
-    dots = np.einsum("mbk,nbk->mnb", xs, blocked(weights.codes))
-    zeros = np.array(form.zero) if weights.zeros is None else weights.zeros.astype(np.int64)
+    dots = np.einsum("mbk,nbk->mnb", xs, blocked(weights.codes)).astype(np.float64)
+    zeros = np.array(form.zero) if weights.zeros is None else zeros_of(form, weights.zeros)
     dots -= np.broadcast_to(zeros, (len(weights.codes), blocks)) * xs.sum(axis=2)[:, None, :]
     factors = scales[:, None, :] * np.broadcast_to(
         weights.scales.astype(np.float32), (len(weights.codes), blocks)

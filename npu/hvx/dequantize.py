@@ -164,7 +164,7 @@ class _Tile:
             pairs = numbers.cast(vectors.HALVES)
             entries = (pairs << 8).signed_shift(8), pairs.signed_shift(8)
         else:
-            table = _table16(self.code, [code - self.form.zero for code in range(16)])
+            table = _table16(self.code, self.numbers())
             pair = vectors.lookup16(codes, table, 0)
             entries = (
                 vectors.low(pair).cast(vectors.HALVES),
@@ -180,8 +180,11 @@ class _Tile:
             return vectors.subtract_bytes(codes, group.zeros[half])
         if self.form.bits == 8:
             return codes ^ -0x7F7F7F80  # 128 less in every byte
-        values = [code - self.form.zero for code in range(16)]
-        return vectors.lookup8(codes, _table8(self.code, values))
+        return vectors.lookup8(codes, _table8(self.code, self.numbers()))
+
+    def numbers(self) -> list[int]:
+        """What the codes of a symmetric format stand for, and more of the kind up to 16."""
+        return list(range(-int(self.form.zero), 16 - int(self.form.zero)))
 
     def group(self, step: Value) -> _Group:
         """Of the group that a step is in."""
@@ -258,9 +261,7 @@ def tiles_of(form: Format, weights: Quantized, kind: Kind) -> NDArray[np.int8 | 
     numbers = weights.codes.astype(np.int32)
     group = form.group_size(width)
     index = np.arange(width) // group
-    zeros: int | NDArray[np.uint8] = form.zero
-    if weights.zeros is not None:
-        zeros = weights.zeros[:, index]
+    zeros = np.array(int(form.zero)) if weights.zeros is None else weights.zeros[:, index]
     numbers = numbers - zeros
     wide = -(-rows // TILE) * TILE - rows, -(-width // UNIT) * UNIT - width
     if kind == "int8":

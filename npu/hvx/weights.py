@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.formats import Format
-from edge.planes import TILE, tile_count
+from edge.planes import TILE, tile_count, zeros_of
 from npu.hvx.tables import BLOCK
 
 # What 1 is as a fraction.
@@ -49,7 +49,7 @@ def group_of(form: Format) -> int:
 
 def offset_of(form: Format) -> int:
     """What the sum of a group's activations is multiplied by, in a symmetric format."""
-    return -form.zero if form.bits == 8 else 2**form.bits - 1 - 2 * form.zero
+    return int(-form.zero if form.bits == 8 else 2**form.bits - 1 - 2 * form.zero)
 
 
 def row_scales(form: Format, parts: Mapping[str, NDArray[Any]], rows: int) -> RowScales:
@@ -74,7 +74,7 @@ def _offsets(
     """2^bits - 1 - 2 zero (for 8 bits, minus the zero), over 2^bits, times groups' scales."""
     if not form.asymmetric:
         return None
-    wide = parts["zeros"].astype(np.float32)
+    wide = zeros_of(form, parts["zeros"])
     offsets = -wide if form.bits == 8 else np.float32(2**form.bits - 1) - 2 * wide
     scaled = np.rint(offsets * shares * np.float32(2.0**-form.bits)).astype(np.int16)
     padded = np.pad(scaled, ((0, 0), (0, scaled.shape[1] % 2), (0, 0)))

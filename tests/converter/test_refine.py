@@ -42,7 +42,7 @@ def test_a_trained_model_gains_over_round_to_nearest(stories: Path, tmp_path: Pa
     assert refine(draft, samples, SHORT, Silent()).gain > 0.35
 
 
-@pytest.mark.parametrize("form", ["w2g32a", "w2gc", "ternary", "w2g64"])
+@pytest.mark.parametrize("form", ["w1g32", "w1g64a", "w2g32a", "w2gc", "ternary", "w2g64"])
 def test_every_kind_of_scale_is_learned(form: str, tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "tiny", bos_token_id=1, tie_word_embeddings=True)
     draft, samples = draft_of(source, tmp_path / "m", form)

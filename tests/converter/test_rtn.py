@@ -11,7 +11,21 @@ from edge.errors import BadWeights
 from edge.formats import Format
 from edge.planes import dequantize
 
-INTEGER = ["w2g32", "w2g64a", "w3g64", "w3gca", "w4g32", "w4g64a", "w4gc", "w8g128", "w8gca"]
+INTEGER = [
+    "w1g32",
+    "w1g64a",
+    "w1gc",
+    "w1gca",
+    "w2g32",
+    "w2g64a",
+    "w3g64",
+    "w3gca",
+    "w4g32",
+    "w4g64a",
+    "w4gc",
+    "w8g128",
+    "w8gca",
+]
 TERNARY = ["ternary", "ternaryg64", "ternarygc"]
 
 
@@ -69,6 +83,11 @@ EXPECTED = {
     "w3g64": 0.192,
     "w2g64": 0.395,
     "w2g64a": 0.458,
+    "w1gc": 0.602,
+    "w1g64": 0.598,
+    "w1g64a": 0.585,
+    "w1g32": 0.594,
+    "w1g32a": 0.568,
     "ternary": 0.448,
     "ternaryg64": 0.434,
 }

@@ -18,7 +18,7 @@ from cpu.kernels.activations import PEAK, RowLayout
 from cpu.kernels.blocks import block_of
 from cpu.kernels.kernel import Arguments, Kernel, Thread
 from edge.formats import Format
-from edge.planes import STEP, TILE, Quantized, pack, pack_planes, tile_count
+from edge.planes import STEP, TILE, Codes, Quantized, pack, pack_planes, tile_count, zeros_of
 from edge.target import Target, this_machine
 from tests.cpu.calls import Call, Case
 
@@ -26,6 +26,7 @@ Rows = NDArray[np.float32]
 
 # Every kind of format: bits, what shares a scale, with and without zeros.
 FORMATS = (
+    *("w1g32", "w1g64", "w1g64a", "w1gc", "w1gca"),
     *("w2g32", "w2g64", "w2g64a", "w3g64", "w3g128a", "w4g32a", "w4g64", "w4g128", "w4gc", "w4gca"),
     *("w8g64", "w8g32a", "w8gc", "ternary", "ternaryg64"),
 )
@@ -78,8 +79,13 @@ def random_weights(form: Format, rows: int, width: int, rng: np.random.Generator
         return Quantized(codes, np.array([[0.37]], np.float32))
     kind = np.float16 if form.granularity == "group" else np.float32
     scales = rng.normal(size=(rows, groups)).astype(kind)
-    zeros = rng.integers(0, form.levels, (rows, groups), np.uint8) if form.asymmetric else None
-    return Quantized(codes, scales, zeros)
+    return Quantized(codes, scales, random_zeros(form, (rows, groups), rng))
+
+
+def random_zeros(form: Format, shape: tuple[int, int], rng: np.random.Generator) -> Codes | None:
+    """All zeros that are stored, where the format has its own."""
+    most = form.levels * form.zero_parts
+    return rng.integers(0, most, shape, np.uint8) if form.asymmetric else None
 
 
 def linear_case(
@@ -170,8 +176,8 @@ def whole_numbers(form: Format, rng: np.random.Generator, *, many: bool = False)
     x[:, 17] = PEAK, -PEAK
     case = linear_case(form, weights, x, many=many)
     case.buffers["bias"][:] = 0
-    zeros = np.array(form.zero) if weights.zeros is None else weights.zeros.astype(np.int64)
-    products = x.astype(np.int64) @ (weights.codes.astype(np.int64) - zeros).T
+    zeros = np.array(form.zero) if weights.zeros is None else zeros_of(form, weights.zeros)
+    products = x.astype(np.float64) @ (weights.codes.astype(np.float64) - zeros).T
     assert np.abs(products).max() < 2**24
     scale = np.float32(PEAK) * np.float32(1 / PEAK)
     case.expected["out"] = (products * np.float64(scale)).astype(np.float32)
@@ -293,7 +299,9 @@ def magnitudes(form: Format, weights: Quantized, x: Rows) -> NDArray[np.float64]
     """Sums of the sizes of all products, also those with zeros: what rounding errors go by."""
     width = x.shape[1]
     group = np.arange(width) // form.group_size(width)
-    zeros = np.array(form.zero) if weights.zeros is None else weights.zeros[:, group]
+    zeros = np.array(form.zero)
+    if weights.zeros is not None:
+        zeros = np.abs(zeros_of(form, weights.zeros))[:, group]
     spread = (weights.codes + zeros.astype(np.float64)) * np.abs(weights.scales[:, group])
     return np.abs(x.astype(np.float64)) @ spread.T
 

@@ -48,6 +48,7 @@ MATRIX = 6e-2
 TEXT = "Once upon a time, there was a little girl named Lily. She loved to play outside."
 
 FORMATS = [
+    "w1g32", "w1g64a", "w1gc",
     "w2g32", "w2g64a", "w3g64", "w3g32a", "w4g32", "w4g64a", "w4g128", "w4gc", "w8gc", "w8g64",
     "w8g32a", "ternary", "ternaryg64", "f16", "f32",
 ]  # fmt: skip

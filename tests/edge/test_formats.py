@@ -7,7 +7,19 @@ from edge.formats import Format
 
 NAMES = [
     *("f16", "f32", "w8gc", "w8g32", "w8g64a", "w4g32", "w4g64", "w4g128", "w4gc", "w4g64a"),
-    *("w3g32", "w3g128a", "w2g64", "w2gca", "ternary", "ternaryg64", "ternarygc"),
+    *(
+        "w1g32",
+        "w1g64a",
+        "w1g128",
+        "w1gc",
+        "w3g32",
+        "w3g128a",
+        "w2g64",
+        "w2gca",
+        "ternary",
+        "ternaryg64",
+        "ternarygc",
+    ),
 ]
 
 
@@ -44,6 +56,7 @@ def test_groups_of_a_width_that_the_group_does_not_divide() -> None:
 
 def test_the_symmetric_zero_is_the_middle_code() -> None:
     zeros = {
-        name: Format.parse(name).zero for name in ("w2g64", "w3g64", "w4g64", "w8gc", "ternary")
+        name: Format.parse(name).zero
+        for name in ("w1g64", "w2g64", "w3g64", "w4g64", "w8gc", "ternary")
     }
-    assert zeros == {"w2g64": 2, "w3g64": 4, "w4g64": 8, "w8gc": 128, "ternary": 1}
+    assert zeros == {"w1g64": 0.5, "w2g64": 2, "w3g64": 4, "w4g64": 8, "w8gc": 128, "ternary": 1}

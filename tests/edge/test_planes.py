@@ -11,6 +11,9 @@ from edge.formats import Format
 from edge.planes import Quantized, StoredTensor
 
 QUANTIZED = [
+    "w1g32",
+    "w1g64a",
+    "w1gc",
     "w2g32",
     "w2g64a",
     "w3g64",
@@ -42,7 +45,8 @@ def random_quantized(form: Format, seed: int, shape: tuple[int, int]) -> Quantiz
     groups = 1 if form.granularity == "tensor" else form.group_count(shape[1])
     dtype = np.float16 if form.granularity == "group" else np.float32
     scales = generator.normal(size=(count, groups)).astype(dtype)
-    zeros = random_codes(seed + 1, scales.shape, form.levels) if form.asymmetric else None
+    most = form.levels * form.zero_parts
+    zeros = random_codes(seed + 1, scales.shape, most) if form.asymmetric else None
     return Quantized(random_codes(seed, shape, form.levels), scales, zeros)
 
 
@@ -138,8 +142,32 @@ def test_symmetric_formats_take_the_middle_code_as_zero() -> None:
     assert not planes.dequantize(form, quantized).any()
 
 
+def test_one_bit_is_minus_or_plus_half_a_scale() -> None:
+    form = Format.parse("w1g32")
+    quantized = random_quantized(form, 2, (5, 40))
+    halves = np.repeat(quantized.scales.astype(np.float32) / 2, 32, axis=1)[:, :40]
+    expected = np.where(quantized.codes == 1, halves, -halves)
+    assert np.array_equal(planes.dequantize(form, quantized), expected)
+
+
+def test_zeros_of_one_bit_are_parts_of_a_code() -> None:
+    form, zeros = Format.parse("w1g32a"), np.array([-0.5, 0, 0.5, 1, 1.4921875])
+    stored_ones = planes.stored_zeros(form, zeros)
+    assert stored_ones.tolist() == [0, 64, 128, 192, 255]
+    assert np.array_equal(planes.zeros_of(form, stored_ones), zeros)
+    assert planes.stored_zeros(form, np.array([-3.0, 3.0])).tolist() == [0, 255]
+
+
 @pytest.mark.parametrize(
-    ("name", "bits"), [("w4g64", 4.25), ("w4g64a", 4.375), ("w2g64", 2.25), ("w8gc", 8.0)]
+    ("name", "bits"),
+    [
+        ("w1g64", 1.25),
+        ("w1g64a", 1.375),
+        ("w4g64", 4.25),
+        ("w4g64a", 4.375),
+        ("w2g64", 2.25),
+        ("w8gc", 8.0),
+    ],
 )
 def test_bits_per_weight_of_whole_tiles(name: str, bits: float) -> None:
     parts = planes.parts_of(Format.parse(name), (2048, 4096))

@@ -40,8 +40,8 @@ def test_scales_out_of_range_are_refused() -> None:
         assert rounded(CHANNEL, np.array([7e4], np.float32)) == np.float32(7e4)
 
 
-@pytest.mark.parametrize("text", ["w2g32", "w2g64", "w2g128"])
-def test_weights_of_two_bits_are_exact_in_bfloat16(text: str) -> None:
+@pytest.mark.parametrize("text", ["w1g64", "w2g32", "w2g64", "w2g128"])
+def test_weights_of_two_bits_and_of_one_are_exact_in_bfloat16(text: str) -> None:
     form, (weights, inputs) = Format.parse(text), make_layer(96, 256)
     grid, codes = gptq.quantize(form, weights, Curvature(hessian_of(inputs), Effort()))
     for made in (quantize_rows(form, weights), grid.quantized(codes)):
