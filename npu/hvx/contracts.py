@@ -15,7 +15,7 @@ from edge.formats import Format
 from edge.graph import GateFunction
 from edge.kvcache import SCALE_BYTES, CacheFormat
 from edge.planes import QUAD, STEP, TILE
-from npu.hvx import gemv, tables, zeros
+from npu.hvx import dequantize, gemv, tables, zeros
 from npu.hvx.contract import (
     PARTS,
     Contract,
@@ -48,17 +48,20 @@ _STRIDE = Whole(0, 1 << 30)
 
 
 def families(formats: Iterable[Format]) -> list[list[Contract]]:
-    """The kernels that decode steps take, by what is compiled together: those that any model may
-    need, and those of each format of weights.
+    """The kernels of a device, by what is compiled together: those of decode steps that any model
+    may need, and those of each format of weights, for decode steps and for tiles.
     """
     common = [_quantize(), _tables(), _split(), _norm(), _rope(), _int8(), _add(), _softcap()]
     common += [_argmax(), *map(_gate, get_args(GateFunction))]
     common += map(_attention, get_args(CacheFormat))
-    by_format = [
-        [_embedding(form), _lookup(form) if form.quantized else _float_linear(form)]
-        for form in formats
-    ]
-    return [common, *by_format]
+    return [common, *map(_of_format, formats)]
+
+
+def _of_format(form: Format) -> list[Contract]:
+    if not form.quantized:
+        return [_embedding(form), _float_linear(form)]
+    tiles = [_dequantize(form, kind) for kind in dequantize.kinds_of(form)]
+    return [_embedding(form), _lookup(form), *tiles]
 
 
 def _vectors(count: Size) -> Size:
@@ -78,82 +81,89 @@ def _blocks(sizes: Sizes) -> Size:
 _BLOCKS = Whole(1, _WIDTH // BLOCK)
 
 
+# The values of blocks, whole.
+_VALUES = Memory(lambda s: s["blocks"] * (2 * BLOCK), alignment=VECTOR_BYTES)
+
+
 def _quantize() -> Contract:
+    def sums(sizes: Sizes) -> Size:
+        return _blocks(sizes) * sizes["groups"] * VECTOR_BYTES
+
     return contract(
         tables.quantize_kernel(),
         {
-            "x": Memory(lambda s: s["width"] * 4),
-            "values": Memory(lambda s: _blocks(s) * (2 * BLOCK), written=True),
-            "peaks": Memory(lambda s: _blocks(s) * 4 + 4, written=True),
-            "ratios": Memory(lambda s: _blocks(s) * 4, written=True),
-            "sums": Memory(
-                lambda s: (_blocks(s) * BLOCK // s["group"]) * VECTOR_BYTES, True, VECTOR_BYTES
-            ),
+            "x": Memory(lambda s: _vectors(s["width"]), alignment=VECTOR_BYTES),
+            "values": Memory(lambda s: _blocks(s) * (2 * BLOCK), True, VECTOR_BYTES),
+            "peaks": Memory(lambda s: _blocks(s) * 4, written=True),
+            "sums": Memory(sums, True, VECTOR_BYTES),
             "width": Whole(1, _WIDTH),
-            "group": Whole(32, BLOCK),
-            "one": Whole(1, tables.RATIO_ONE),
+            "groups": Whole(1, 8),
         },
     )
 
 
 def _tables() -> Contract:
-    return contract(
-        tables.tables_kernel(),
-        {
-            "values": Memory(lambda s: s["blocks"] * (2 * BLOCK)),
-            "tables": Memory(lambda s: s["blocks"] * TABLE_BYTES, True, VECTOR_BYTES),
-            "blocks": _BLOCKS,
-        },
-    )
+    written = Memory(lambda s: s["blocks"] * TABLE_BYTES, True, VECTOR_BYTES)
+    slots: dict[str, Slot] = {"values": _VALUES, "tables": written, "blocks": _BLOCKS}
+    return contract(tables.tables_kernel(), slots)
 
 
 def _split() -> Contract:
-    return contract(
-        tables.split_kernel(),
-        {
-            "values": Memory(lambda s: s["quads"] * (2 * QUAD)),
-            "bytes": Memory(lambda s: s["quads"] * (2 * QUAD), written=True),
-            "quads": Whole(1, _WIDTH // QUAD),
-        },
-    )
+    written = Memory(_VALUES.size, True, VECTOR_BYTES)
+    slots: dict[str, Slot] = {"values": _VALUES, "bytes": written, "blocks": _BLOCKS}
+    return contract(tables.split_kernel(), slots)
+
+
+def _codes(form: Format) -> Memory:
+    """A format's planes, or bytes, of whole tiles.
+
+    A vector at any address is loaded as two whole ones, and one may lie behind the codes.
+    """
+    per_step = QUAD if form.bits == 8 else STEP
+
+    def size(sizes: Sizes) -> Size:
+        step_bytes = TILE * form.bits * per_step // 8
+        return sizes["tiles"] * over(sizes["width"], per_step) * step_bytes + VECTOR_BYTES
+
+    return Memory(size, alignment=1)
+
+
+def _groups(form: Format, sizes: Sizes, together: int = 1) -> Size:
+    """How many scales a row has, so many of them together."""
+    if form.granularity != "group":
+        return 1
+    return over(sizes["width"], together * form.group)
 
 
 def _lookup(form: Format) -> Contract:
     group, by_table = group_of(form), form.bits < 8
-    per_step, step_bytes = (STEP, TILE * form.bits) if by_table else (QUAD, TILE * QUAD)
-
-    def steps(sizes: Sizes) -> Size:
-        return over(sizes["width"], per_step)
 
     def granted(sizes: Sizes) -> Size:
         """Bytes of a number of 16 bits for every row and group."""
-        groups = over(sizes["width"], group) if form.granularity == "group" else 1
-        return sizes["tiles"] * groups * (2 * TILE)
+        return sizes["tiles"] * _groups(form, sizes) * (2 * TILE)
 
     def paired(sizes: Sizes) -> Size:
         """Bytes of offsets, which are of two groups each."""
-        pairs = over(sizes["width"], 2 * group) if form.granularity == "group" else 1
-        return sizes["tiles"] * pairs * zeros.PAIR_BYTES
+        return sizes["tiles"] * _groups(form, sizes, 2) * zeros.PAIR_BYTES
+
+    def tabled(sizes: Sizes) -> Size:
+        return over(sizes["width"], 2 * STEP) * VECTOR_BYTES
+
+    def split(sizes: Sizes) -> Size:
+        return over(sizes["width"], QUAD) * (2 * QUAD)
 
     rows = Memory(lambda s: s["tiles"] * (4 * TILE))
     return contract(
         gemv.lookup_kernel(form),
         {
-            "tables": Memory(
-                lambda s: over(s["width"], 2 * STEP) * VECTOR_BYTES if by_table else 0,
-                alignment=VECTOR_BYTES,
-            ),
-            "bytes": Memory(_nothing if by_table else lambda s: steps(s) * (2 * QUAD)),
+            "tables": Memory(tabled if by_table else _nothing, alignment=VECTOR_BYTES),
+            "bytes": Memory(_nothing if by_table else split),
             # an asymmetric format looks at all groups of a block, also where a row has less
             "sums": Memory(
                 lambda s: _blocks(s) * (BLOCK // group * VECTOR_BYTES), alignment=VECTOR_BYTES
             ),
-            "ratios": Memory(lambda s: _blocks(s) * 4),
-            "peaks": Memory(lambda s: _blocks(s) * 4 + 4),
-            # a vector at any address is loaded as two whole ones, and one may lie behind the codes
-            "codes": Memory(
-                lambda s: s["tiles"] * steps(s) * step_bytes + VECTOR_BYTES, alignment=1
-            ),
+            "peaks": Memory(lambda s: _blocks(s) * 4),
+            "codes": _codes(form),
             "steps": Memory(
                 granted if form.granularity == "group" else _nothing, alignment=VECTOR_BYTES
             ),
@@ -164,8 +174,35 @@ def _lookup(form: Format) -> Contract:
             "sums_out": Memory(rows.size, True, VECTOR_BYTES),
             "width": Whole(1, _WIDTH),
             "tiles": Whole(1, _TILES),
+            "one": Whole(1, tables.RATIO_ONE),
             "factor": Number(),
             "scratch": Memory(lambda s: s[PARTS] * gemv.SCRATCH_BYTES, True, VECTOR_BYTES),
+        },
+    )
+
+
+def _dequantize(form: Format, kind: dequantize.Kind) -> Contract:
+    def scales(sizes: Sizes) -> Size:
+        return sizes["tiles"] * _groups(form, sizes) * (2 * TILE)
+
+    def zero_bytes(sizes: Sizes) -> Size:
+        """A vector at a multiple of half a vector is loaded as two whole ones."""
+        return sizes["tiles"] * _groups(form, sizes) * TILE + TILE + VECTOR_BYTES
+
+    def tiles(sizes: Sizes) -> Size:
+        columns = over(sizes["width"], dequantize.UNIT)
+        return sizes["tiles"] * columns * (TILE // dequantize.UNIT * dequantize.tile_bytes(kind))
+
+    scaled = kind == "f16" and form.granularity == "group"
+    return contract(
+        dequantize.dequantize_kernel(form, kind),
+        {
+            "codes": _codes(form),
+            "scales": Memory(scales if scaled else _nothing, alignment=VECTOR_BYTES),
+            "zeros": Memory(zero_bytes if form.asymmetric else _nothing, alignment=TILE),
+            "out": Memory(tiles, True, VECTOR_BYTES),
+            "width": Whole(1, _WIDTH),
+            "tiles": Whole(1, _TILES),
         },
     )
 

@@ -29,9 +29,9 @@ from npu.hvx.tables import BLOCK, TABLE_BYTES
 from npu.hvx.weights import BYTE_SHIFT, RowScales, group_of, offset_of
 
 SLOTS = (
-    *("tables", "bytes", "sums", "ratios", "peaks"),
+    *("tables", "bytes", "sums", "peaks"),
     *("codes", "steps", "offsets", "units", "bias", "out", "sums_out"),
-    *("width", "tiles", "factor", "scratch"),
+    *("width", "tiles", "one", "factor", "scratch"),
 )
 
 # What a thread needs of `scratch`: a vector, and the arguments of a scheduled loop.
@@ -68,18 +68,20 @@ def lookup_kernel(form: Format) -> Kernel:
     """out float32 [rows] of one row of activations, tiles of 64 rows; see `SLOTS`.
 
     `sums_out` gets the integers, int32 [tiles, 64], even rows of a tile first; `factor` is what
-    they are multiplied by beside a row's unit: a number over `peaks`' last.
+    they are multiplied by beside a row's unit and the largest peak; `one` is `tables.ratio_one`.
     """
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         first, last = thread.share(a.integer("tiles"))
         _clear(code, a, first, last)
+        blocks = (a.integer("width") + (BLOCK - 1)) // BLOCK
+        ratios = tables.Ratios(code, a.pointer("peaks"), blocks, a.integer("one"))
         whole = _whole_blocks(code, a, form)
         with code.when(first < last), code.loop(0, whole) as block:
-            _Blocks(code, a, _Shape(form), thread).run(block, first, last)
+            _Blocks(code, a, _Shape(form), thread).run(block, first, last, ratios)
         with code.loop(first, last) as tile:
-            _Tile(code, a, _Shape(form), tile).run(whole)
-        finish(code, a, first, last)
+            _Tile(code, a, _Shape(form), tile).run(whole, ratios)
+        finish(code, a, first, last, ratios.largest)
 
     return Kernel(f"lookup_{form}", SLOTS, body)
 
@@ -115,7 +117,7 @@ class _Blocks:
         self.scratch = code.offset(a.pointer("scratch"), thread.index * SCRATCH_BYTES)
         self.words = code.offset(self.scratch, VECTOR_BYTES)
 
-    def run(self, block: Value, first: Value, last: Value) -> None:
+    def run(self, block: Value, first: Value, last: Value, ratios: tables.Ratios) -> None:
         if not inner.covers(self.shape.form):
             return
         code, a, shape = self.code, self.a, self.shape
@@ -143,7 +145,7 @@ class _Blocks:
         values = [
             *(_address(code.offset(a.pointer(name), place)) for name, place in places.items()),
             _address(self.scratch),
-            code.load(I32, a.pointer("ratios"), block * 4),
+            ratios.of(block),
             *(value.to(I32) for value in (last - first, code_stride, scale_stride, offset_stride)),
         ]
         if shape.form.asymmetric:
@@ -183,7 +185,7 @@ class _Tile:
         self.blocks = (width + (BLOCK - 1)) // BLOCK
         self.tile = tile
 
-    def run(self, start: Value) -> None:
+    def run(self, start: Value, ratios: tables.Ratios) -> None:
         """Add the blocks from `start` on to the tile's totals."""
         code, a = self.code, self.a
         zero = code.constant(vectors.VECTOR, 0)
@@ -202,7 +204,7 @@ class _Tile:
                     self.add_group(group, first, sums)
             if self.form.asymmetric:
                 self.add_zeros(block, sums)
-            ratio = vectors.splat(code.load(I32, a.pointer("ratios"), block * 4))
+            ratio = vectors.splat(ratios.of(block))
             for total, made in zip(totals, sums, strict=True):
                 total.set(total.get() + vectors.scaled(made.get(), ratio))
         for place, total in zip(places, totals, strict=True):
@@ -315,10 +317,8 @@ def _plane_pairs(bits: int) -> list[int]:
     return {2: [0], 3: [0, TILE], 4: [0, 2 * TILE]}[bits]
 
 
-def finish(code: Code, a: Arguments, first: Value, last: Value) -> None:
+def finish(code: Code, a: Arguments, first: Value, last: Value, peak: Value) -> None:
     """Integers of tiles to numbers: times the row's unit and the activations' scale, plus bias."""
-    blocks = (a.integer("width") + (BLOCK - 1)) // BLOCK
-    peak = code.load(F32, a.pointer("peaks"), blocks * 4)
     factor = peak * a.number("factor")
     names = ("sums_out", "units", "bias", "out")
     with code.loop(first, last) as tile:
@@ -386,5 +386,5 @@ def products(
 ) -> NDArray[np.float32]:
     """The twin of the whole kernel, float32 [rows], without a bias."""
     rows = len(weights.codes)
-    factor = x.peaks[-1] * np.float32(factor_of(one))
+    factor = x.peaks.max() * np.float32(factor_of(one))
     return lookup(form, weights, scales, x) * (scales.units[:rows] * factor)

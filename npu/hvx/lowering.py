@@ -267,8 +267,7 @@ class Lowering:
         blocks = tables.block_count(width)
         sizes = {
             "values": 2 * blocks * tables.BLOCK,
-            "peaks": 4 * (blocks + 1),
-            "ratios": 4 * blocks,
+            "peaks": 4 * blocks,
             "sums": VECTOR_BYTES * blocks * tables.BLOCK // group,
             "tables": blocks * tables.TABLE_BYTES,
             "bytes": 2 * blocks * tables.BLOCK,
@@ -278,13 +277,12 @@ class Lowering:
         made |= {
             "x": self.places[name],
             "width": width,
-            "group": group,
+            "groups": tables.BLOCK // group,
             "one": one,
             "blocks": blocks,
-            "quads": blocks * tables.BLOCK // tables.QUAD,
             "factor": float_slot(gemv.factor_of(one)),
         }
-        self.call(tables.quantize_kernel(), made)
+        self.call(tables.quantize_kernel(), made, self.threads)
         by_table = tables.split_kernel() if bits == 8 else tables.tables_kernel()
         self.call(by_table, made, self.threads)
         self.tabled[key] = made

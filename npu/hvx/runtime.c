@@ -12,17 +12,16 @@ static word bits_of(float value) {
   return both.bits;
 }
 
-/* Bit by bit. */
+/* A turn for each bit that the quotient may have; nothing divides by 0. */
 static wide divide(wide a, wide b, wide *rest) {
-  wide quotient = 0, left = 0;
-  for (int bit = 63; bit >= 0; bit--) {
-    left = left << 1 | (a >> bit & 1);
-    if (left >= b) {
-      left -= b;
-      quotient |= 1ull << bit;
-    }
-  }
-  *rest = left;
+  wide quotient = 0;
+  if (a >= b)
+    for (int bit = __builtin_clzll(b) - __builtin_clzll(a); bit >= 0; bit--)
+      if (a >= b << bit) {
+        a -= b << bit;
+        quotient |= 1ull << bit;
+      }
+  *rest = a;
   return quotient;
 }
 

@@ -8,19 +8,23 @@ zero), which is where the sums of the activations come in (T-MAN, arXiv 2511.112
 
 A vector holds the tables of 16 activations as `vlut16` reads them (see `vectors.lookup16`). Blocks'
 scales are told as ratios to the largest one, so that integers of all blocks can be added.
+
+All is integers but one division a block: float32's bits are shifted to whole numbers of a unit that
+the row has in common, 2^-23 of the power of two at or below its largest magnitude, cut there. The
+largest sum of 4 such magnitudes is a block's peak; whole numbers over their peak are the integers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.codegen.language import F32, I8, I16, I32, Code, Value
+from cpu.codegen.language import F32, I8, I32, I64, Code, Value
 from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
-from edge.planes import STEP
 from npu.hvx import vectors
 from npu.hvx.isa import VECTOR_BYTES
 
@@ -33,22 +37,35 @@ TABLE_BYTES = BLOCK // QUAD * 16 * 2
 # 8-bit weights take it, is at most 127.
 PEAK = 127 * 256
 
-# Blocks whose sums stay below it are zeros: the inverse of their scale would be infinite.
+# Rows whose sums stay below it are zeros: the inverse of their scale would be infinite.
 LEAST = 1e-30
 
 # A block's scale relative to the largest is a fraction of this. Sums of a row's blocks must stay in
 # 32 bits, so it is less for long rows of wide codes (`ratio_one`).
 RATIO_ONE = 32767
 
-QUANTIZE_SLOTS = ("x", "values", "peaks", "ratios", "sums", "width", "group", "one")
+# float32: bits of the fraction, what is taken from an exponent, and the least exponent of a row's
+# largest magnitude: whole numbers of its unit are 0 where a float is.
+_FRACTION, _BIAS, _LEAST_EXPONENT = 23, 127, 24
+
+# A block's whole numbers, shifted until the peak has 31 bits, times PEAK * 2^46 over that shifted
+# peak, by 2^31 and by 2^15: the first two fit 32 bits.
+_INVERSE = float(PEAK << 46)
+_LAST_SHIFT = 15
+
+_LANES = VECTOR_BYTES // vectors.WORD_BYTES
+_VECTORS = BLOCK // _LANES
+_SIZE = 0x7FFFFFFF
+
+QUANTIZE_SLOTS = ("x", "values", "peaks", "sums", "width", "groups")
 
 
 @dataclass(frozen=True)
 class Activations:
     """A row of activations as the kernels take it; what `activations` makes, and the kernels must.
 
-    values int16 [blocks * 256], peaks float32 [blocks + 1] (the largest is last), ratios int32
-    [blocks], sums int32 [groups], tables int16 [blocks, 16, 64].
+    values int16 [blocks * 256], peaks float32 [blocks], sums int32 [groups], tables int16 [blocks,
+    16, 64]; and what the products make of the peaks: ratios int32 [blocks].
     """
 
     values: NDArray[np.int16]
@@ -73,107 +90,107 @@ def ratio_one(bits: int, width: int) -> int:
 
 
 def quantize_kernel() -> Kernel:
-    """x float32 [width] -> values, peaks, ratios and sums of groups, each in all of a vector.
+    """x float32 [width] -> values, peaks and sums of groups, each in all of a vector.
 
-    One thread makes all. `one` is `ratio_one`; `values` has room for whole blocks; a group is whole
-    steps.
+    Threads take blocks. x has room for whole vectors, `values` for whole blocks; `groups` is how
+    many a block has: 1, 2, 4 or 8.
     """
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
-        with code.when(thread.index.equals(0)):
-            _Quantizer(code, a).run()
+        quantizer = _Quantizer(code, a)
+        first, last = thread.share(quantizer.blocks)
+        with code.when(first < last):
+            quantizer.run(first, last)
 
     return Kernel("hvx_quantize", QUANTIZE_SLOTS, body)
 
 
 class _Quantizer:
-    """Writes the code: scalar float instructions, which every version has."""
+    """Writes the code: eight vectors of 32 activations are a block."""
 
     def __init__(self, code: Code, a: Arguments) -> None:
         self.code, self.a = code, a
         self.width = a.integer("width")
         self.blocks = (self.width + (BLOCK - 1)) // BLOCK
 
-    def run(self) -> None:
+    def run(self, first: Value, last: Value) -> None:
+        exponents = self.exponents()
+        power = vectors.first_word(exponents) - _FRACTION
+        unit = (power << _FRACTION).cast(F32)
+        for block, words in self.each_block(first, last):
+            self.round(block, words, exponents, unit)
+
+    def each_block(self, first: Value, last: Value) -> Iterator[tuple[Value, list[Value]]]:
+        """Write code for whole blocks, then for one that the row ends in, with its words."""
+        whole = minimum(self.width // BLOCK, last)
+        with self.code.loop(first, whole) as block:
+            start = self.code.offset(self.a.pointer("x"), block * (4 * BLOCK))
+            places = range(0, 4 * BLOCK, VECTOR_BYTES)
+            yield block, [vectors.load(self.code, start, place) for place in places]
+        with self.code.when(whole < last):
+            yield whole, [self.cut(whole * _VECTORS + i) for i in range(_VECTORS)]
+
+    def cut(self, index: Value) -> Value:
+        """A vector of x with zeros behind the row's end, where none is read."""
+        code = self.code
+        held = minimum(index, (self.width - 1) // _LANES)
+        words = vectors.load(code, self.a.pointer("x"), held * VECTOR_BYTES)
+        left = vectors.splat((self.width - index * _LANES).to(I32))
+        return (code.constant(vectors.VECTOR, range(_LANES)) < left).select(words, 0)
+
+    def exponents(self) -> Value:
+        """The exponent of the row's largest magnitude, in every word."""
+        none = self.code.constant(vectors.VECTOR, _LEAST_EXPONENT << _FRACTION)
+        most = self.code.variable(none)
+        for _, words in self.each_block(self.code.constant(I64, 0), self.blocks):
+            most.set(reduce(Value.maximum, [word & _SIZE for word in words], most.get()))
+        return vectors.largest(most.get()) >> _FRACTION
+
+    def round(self, block: Value, words: list[Value], exponents: Value, unit: Value) -> None:
         code, a = self.code, self.a
-        largest = code.variable(code.constant(F32, 0.0))
-        for block in self.each_block():
-            peak = self.peak(block)
-            code.store(peak, a.pointer("peaks"), block * 4)
-            largest.set(largest.get().maximum(peak))
-        code.store(largest.get(), a.pointer("peaks"), self.blocks * 4)
-        share = _over(a.integer("one").to(F32), largest.get())
-        for block in self.each_block():
-            peak = code.load(F32, a.pointer("peaks"), block * 4)
-            ratio = _nearest(peak * share)
-            code.store(ratio | (ratio << 16), a.pointer("ratios"), block * 4)
-            self.round(block, _over(code.constant(F32, PEAK), peak))
-        self.sum_groups()
-
-    def each_block(self) -> Iterator[Value]:
-        """Write code for a whole block, then for one that the row ends in."""
-        whole = self.width // BLOCK
-        self.cut = False
-        with self.code.loop(0, whole) as block:
-            yield block
-        self.cut = True
-        with self.code.when(whole < self.blocks):
-            yield whole
-
-    def some(self, block: Value, first: Value, count: int) -> list[Value]:
-        """Values of a block from `first` on, or 0 past the row's end."""
-        code, x = self.code, self.a.pointer("x")
-        start = block * BLOCK + first
-        if not self.cut:
-            at = code.offset(x, start * 4)
-            return [code.load(F32, at, 4 * i) for i in range(count)]
+        whole = [_whole_number(word, exponents) for word in words]
+        pairs = _paired(_paired(whole))
+        peak = vectors.first_word(vectors.largest(reduce(Value.maximum, pairs)))
+        code.store(peak.to(F32) * unit, a.pointer("peaks"), block * 4)
+        size = peak.maximum(1)
+        shift = vectors.leading_zeros(size) - 1
+        inverse = code.constant(F32, _INVERSE) / (size << shift).to(F32)
+        inverses = vectors.splat(inverse.to(I32))
+        scaled = [vectors.times_fractions(each << shift, inverses) for each in whole]
         values = []
-        for index in (start + i for i in range(count)):
-            value = code.load(F32, x, minimum(index, self.width - 1) * 4)
-            values.append((index < self.width).select(value, 0.0))
-        return values
+        for index in range(0, _VECTORS, 2):
+            sizes = vectors.narrowed(scaled[index], scaled[index + 1], _LAST_SHIFT)
+            signs = vectors.odd_halves(words[index], words[index + 1]).signed_shift(15)
+            values.append((sizes ^ signs) - signs)
+            place = block * (2 * BLOCK) + index // 2 * VECTOR_BYTES
+            vectors.store(values[-1], a.pointer("values"), place)
+        self.sum_groups(block, values)
 
-    def peak(self, block: Value) -> Value:
-        """Largest sum of 4 magnitudes."""
-        code = self.code
-        peak = code.variable(code.constant(F32, 0.0))
-        with code.loop(0, BLOCK, 4 * QUAD) as first:
-            sizes = [value.magnitude() for value in self.some(block, first, 4 * QUAD)]
-            sums = [
-                (a + b) + (c + d)
-                for a, b, c, d in (sizes[i : i + QUAD] for i in range(0, 4 * QUAD, QUAD))
-            ]
-            most = sums[0].maximum(sums[1]).maximum(sums[2].maximum(sums[3]))
-            peak.set(peak.get().maximum(most))
-        return peak.get()
-
-    def round(self, block: Value, inverse: Value) -> None:
-        code = self.code
-        with code.loop(0, BLOCK, 2 * QUAD) as first:
-            at = code.offset(self.a.pointer("values"), (block * BLOCK + first) * 2)
-            for index, value in enumerate(self.some(block, first, 2 * QUAD)):
-                code.store(_nearest(value * inverse).to(I16), at, 2 * index)
-
-    def sum_groups(self) -> None:
-        code, a = self.code, self.a
-        group = a.integer("group")
-        with code.loop(0, (self.blocks * BLOCK) // group) as index:
-            total = code.variable(code.constant(I32, 0))
-            with code.loop(0, group // STEP) as step:
-                at = code.offset(a.pointer("values"), (index * group + step * STEP) * 2)
-                for i in range(STEP):
-                    total.set(total.get() + code.load(I16, at, 2 * i).to(I32))
-            vectors.store(vectors.splat(total.get()), a.pointer("sums"), index * VECTOR_BYTES)
+    def sum_groups(self, block: Value, values: list[Value]) -> None:
+        code, groups = self.code, self.a.integer("groups")
+        (sums,) = _paired(_paired([vectors.dot_ones(each) for each in values]))
+        for _ in range(2):
+            sums = vectors.paired(sums, sums)
+        held = code.variable(sums)  # of eights of a block in the first words
+        fewer = vectors.leading_zeros(groups.to(I32)) - 28
+        with code.loop(0, fewer.to(I64)):
+            held.set(vectors.paired(held.get(), held.get()))
+        with code.loop(0, groups) as group:
+            total = vectors.rotated(held.get(), (group * 4).to(I32))
+            place = (block * groups + group) * VECTOR_BYTES
+            vectors.store(total.shuffle([0] * _LANES), self.a.pointer("sums"), place)
 
 
-def _over(a: Value, b: Value) -> Value:
-    """a / b, or 0 where b is next to nothing."""
-    return (b > LEAST).select(a / b.maximum(LEAST), 0.0)
+def _paired(words: list[Value]) -> list[Value]:
+    """Sums of neighbours, in half as many vectors."""
+    return [vectors.paired(*both) for both in zip(words[::2], words[1::2], strict=True)]
 
 
-def _nearest(value: Value) -> Value:
-    """Rounded to a whole number, ties to even."""
-    return value.code.intrinsic("llvm.hexagon.F2.conv.sf2w", I32, value)
+def _whole_number(word: Value, exponents: Value) -> Value:
+    """Magnitudes of float32 as whole numbers of the unit that a row's largest exponent gives."""
+    size = word & _SIZE
+    shift = (exponents - (size >> _FRACTION)).minimum(31)
+    return (size & ((1 << _FRACTION) - 1) | (1 << _FRACTION)) >> shift
 
 
 def tables_kernel() -> Kernel:
@@ -181,79 +198,130 @@ def tables_kernel() -> Kernel:
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         first, last = thread.share(a.integer("blocks"))
-        with code.loop(first * 16, last * 16) as index:
-            made = _four_tables(code, code.offset(a.pointer("values"), index * 32))
-            vectors.store(made, a.pointer("tables"), index * VECTOR_BYTES)
+        with code.loop(first, last) as block:
+            values = _load_values(code, a, block)
+            for index, made in enumerate(_turned(_entries(values))):
+                place = block * TABLE_BYTES + index * VECTOR_BYTES
+                vectors.store(made, a.pointer("tables"), place)
 
     return Kernel("hvx_tables", ("values", "tables", "blocks"), body)
 
 
-def _four_tables(code: Code, values: Value) -> Value:
-    """The tables of 16 activations, as one vector.
-
-    A term is negated where its bit of the entry's index is 0: all bits turned over, and 1 added,
-    which the last constant does for all terms.
-    """
-    index = [lane // 2 % 16 for lane in range(64)]
-    made: Value | None = None
-    for place in range(QUAD):
-        turned = [0 if i >> place & 1 else -1 for i in index]
-        term = _spread(code, values, place) ^ code.constant(vectors.HALVES, turned)
-        made = term if made is None else made + term
-    assert made is not None
-    minus = [QUAD - i.bit_count() for i in index]
-    return made + code.constant(vectors.HALVES, minus)
+def _load_values(code: Code, a: Arguments, block: Value) -> list[Value]:
+    start = code.offset(a.pointer("values"), block * (2 * BLOCK))
+    return [vectors.load(code, start, place) for place in range(0, 2 * BLOCK, VECTOR_BYTES)]
 
 
-def _spread(code: Code, values: Value, place: int) -> Value:
-    """Activation `place` of each of four quads, in the lanes of its table."""
+def _entries(values: list[Value]) -> list[Value]:
+    """Entry i of all quads of a block, in vector i: even quads, then odd ones."""
+    first, last = (vectors.dealt(values[half], values[half + 1], 2) for half in (0, 2))
+    places = [vectors.dealt(part(first), part(last), 2) for part in (vectors.low, vectors.high)]
     quads = [
-        code.load(I16, values, 2 * (QUAD * quad + place)).to(I32, unsigned=True)
-        for quad in range(4)
+        vectors.even_halves_first(part(pair)).cast(vectors.HALVES)
+        for part in (vectors.low, vectors.high)
+        for pair in places
     ]
-    first, second = (vectors.splat(quads[half] | (quads[half + 2] << 16)) for half in range(2))
-    both = first.shuffle([*range(16), *range(48, 64)], second)
-    return both.cast(vectors.HALVES)
+    low, high = (_signed_pairs(quads[half], quads[half + 1]) for half in (0, 2))
+    return [low[entry % QUAD] + high[entry // QUAD] for entry in range(16)]
+
+
+def _signed_pairs(a: Value, b: Value) -> list[Value]:
+    """-a - b, a - b, b - a, a + b."""
+    both = a + b
+    return [-both, a - b, b - a, both]
+
+
+def _turned(entries: list[Value]) -> list[Value]:
+    """Entries of quads to quads of entries: each bit of one's place becomes one of the other's."""
+    held = list(entries)
+    for bit in range(4):
+        for one in (index for index in range(16) if not index >> bit & 1):
+            other = one | 1 << bit
+            pair = vectors.exchanged(held[one], held[other], 4 << bit)
+            held[one], held[other] = vectors.low(pair), vectors.high(pair)
+    return held
 
 
 def split_kernel() -> Kernel:
-    """values int16 [quads * 4] -> bytes: of each quad 4 high bytes, then 4 low ones, all signed."""
+    """values int16 [blocks * 256] -> bytes: of 4 values 4 high bytes, then 4 low ones, all signed.
+
+    Threads take blocks.
+    """
+    byte_count = 2 * QUAD
+    order = [
+        start + 2 * place + half
+        for start in range(0, VECTOR_BYTES, byte_count)
+        for half in (1, 0)
+        for place in range(QUAD)
+    ]
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
-        first, last = thread.share(a.integer("quads"))
-        with code.loop(first, last) as quad:
-            for place in range(QUAD):
-                at = quad * 8 + 2 * place
-                value = code.load(I16, a.pointer("values"), at).to(I32)
-                high = (value + 128).signed_shift(8)
-                code.store(high.to(I8), a.pointer("bytes"), quad * 8 + place)
-                code.store((value - (high << 8)).to(I8), a.pointer("bytes"), quad * 8 + 4 + place)
+        first, last = thread.share(a.integer("blocks"))
+        with code.loop(first, last) as block:
+            for index, value in enumerate(_load_values(code, a, block)):
+                halves = value.cast(vectors.HALVES)
+                parted = (halves & 0xFF) | ((halves + 128) & -0x100)
+                made = parted.cast(I8.of(VECTOR_BYTES)).shuffle(order)
+                place = block * (2 * BLOCK) + index * VECTOR_BYTES
+                vectors.store(made, a.pointer("bytes"), place)
 
-    return Kernel("hvx_split", ("values", "bytes", "quads"), body)
+    return Kernel("hvx_split", ("values", "bytes", "blocks"), body)
+
+
+class Ratios:
+    """Writes the code that makes ratios of a row's peaks."""
+
+    def __init__(self, code: Code, peaks: Value, blocks: Value, one: Value) -> None:
+        self.code, self.peaks = code, peaks
+        largest = code.variable(code.constant(F32, 0.0))
+        with code.loop(0, blocks) as block:
+            largest.set(largest.get().maximum(code.load(F32, peaks, block * 4)))
+        self.largest = largest.get()
+        inverse = one.to(F32) / self.largest.maximum(LEAST)
+        self.share = (self.largest > LEAST).select(inverse, 0.0)
+
+    def of(self, block: Value) -> Value:
+        """A block's, in both halves of a word."""
+        scaled = self.code.load(F32, self.peaks, block * 4) * self.share
+        ratio = self.code.intrinsic("llvm.hexagon.F2.conv.sf2w", I32, scaled)  # ties to even
+        return ratio | (ratio << 16)
 
 
 def activations(x: NDArray[np.float32], group: int, one: int) -> Activations:
     """The twin of the kernels, for one row x float32 [width]."""
     blocks = block_count(len(x))
     padded = np.pad(x, (0, blocks * BLOCK - len(x))).astype(np.float32)
-    a, b, c, d = np.abs(padded).reshape(blocks, BLOCK // QUAD, QUAD).transpose(2, 0, 1)
-    peaks = ((a + b) + (c + d)).max(axis=1)
-    largest = peaks.max()
-    ratios = np.rint(peaks * _inverse(largest, one)).astype(np.int32)
-    inverse = _inverse(peaks, PEAK)
-    values = np.rint(padded.reshape(blocks, BLOCK) * inverse[:, None]).astype(np.int16)
+    sizes, negative = np.abs(padded), np.signbit(padded)
+    power = max(int(sizes.max().view(np.int32)) >> _FRACTION, _LEAST_EXPONENT) - _FRACTION - _BIAS
+    whole = np.trunc(np.ldexp(sizes.astype(np.float64), -power)).astype(np.int64)
+    sums = whole.reshape(blocks, BLOCK // QUAD, QUAD).sum(axis=2).max(axis=1)
+    peaks = sums.astype(np.float32) * np.float32(2.0**power)
+    shift = 31 - np.frexp(np.maximum(sums, 1).astype(np.float64))[1].astype(np.int64)
+    inverse = np.float32(_INVERSE) / (np.maximum(sums, 1) << shift).astype(np.float32)
+    scaled = whole.reshape(blocks, BLOCK) << shift[:, None]
+    scaled = _times_fractions(scaled, inverse.astype(np.int64)[:, None]).reshape(-1)
+    rounded = (scaled + (1 << _LAST_SHIFT >> 1)) >> _LAST_SHIFT
+    values = np.where(negative, -rounded, rounded).astype(np.int16)
     return Activations(
-        values=values.reshape(-1),
-        peaks=np.append(peaks, largest),
-        ratios=ratios | ratios << 16,
+        values=values,
+        peaks=peaks,
+        ratios=_ratios(peaks, one),
         sums=values.astype(np.int32).reshape(-1, group).sum(axis=1, dtype=np.int32),
         tables=_tables(values.reshape(blocks, -1, QUAD)),
     )
 
 
-def _inverse(sizes: NDArray[np.float32], number: int) -> NDArray[np.float32]:
-    made = np.float32(number) / np.maximum(sizes, np.float32(LEAST))
-    return np.where(sizes > np.float32(LEAST), made, np.float32(0)).astype(np.float32)
+def _times_fractions(words: NDArray[np.int64], fractions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """As `vectors.times_fractions`, which cuts what the fractions' low halves make."""
+    made: NDArray[np.int64] = (words * (fractions & 0xFFFF) >> 16) + words * (fractions >> 16)
+    return (made + (1 << 14)) >> 15
+
+
+def _ratios(peaks: NDArray[np.float32], one: int) -> NDArray[np.int32]:
+    largest = peaks.max()
+    share = np.float32(one) / largest if largest > np.float32(LEAST) else np.float32(0)
+    ratios = np.rint(peaks * share).astype(np.int32)
+    return ratios | ratios << 16
 
 
 def signed_sums(quads: NDArray[np.int16]) -> NDArray[np.int16]:

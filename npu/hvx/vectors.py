@@ -12,6 +12,7 @@ from npu.hvx.isa import VECTOR_BYTES
 VECTOR = I32.of(32)
 PAIR = I32.of(64)
 HALVES = I16.of(64)
+WORD_BYTES = 4
 
 
 def _name(name: str) -> str:
@@ -70,6 +71,25 @@ def splat(word: Value) -> Value:
     return _call("lvsplatw", VECTOR, word)
 
 
+def first_word(value: Value) -> Value:
+    """As a scalar."""
+    return _call("extractw", I32, value, 0)
+
+
+def rotated(value: Value, byte_count: Value | int) -> Value:
+    """Byte i is what byte i + byte_count was."""
+    return _call("vror", VECTOR, value, byte_count)
+
+
+def largest(words: Value) -> Value:
+    """The largest word, in every word."""
+    distance = VECTOR_BYTES
+    while distance > WORD_BYTES:
+        distance //= 2
+        words = words.maximum(rotated(words, distance))
+    return words
+
+
 def lookup16(indices: Value, tables: Value, which: int) -> Value:
     """`vlut16`: 128 bytes -> 128 entries of 16 bits, those of even bytes and those of odd ones.
 
@@ -94,6 +114,29 @@ def dot_halves(sums: Value, a: Value, halves: Value) -> Value:
     return _call("vdmpyhsat.acc", VECTOR, sums, a, halves)
 
 
+def dot_ones(halves: Value) -> Value:
+    """Sums of the 2 halves of each word."""
+    return _call("vdmpyhsat", VECTOR, halves, 0x00010001)
+
+
+def paired(first: Value, second: Value) -> Value:
+    """Sums of 2 neighbouring words each: those of the first vector, then those of the second."""
+    parted = dealt(first, second, WORD_BYTES)
+    return low(parted) + high(parted)
+
+
+def times_fractions(words: Value, fractions: Value) -> Value:
+    """words * fractions / 2^31, rounded to nearest, halves up."""
+    by_low = _call("vmpyewuh", VECTOR, words, fractions)
+    return _call("vmpyowh.rnd.sacc", VECTOR, by_low, words, fractions)
+
+
+def narrowed(first: Value, second: Value, shift: int) -> Value:
+    """Words of both vectors / 2^shift, rounded to nearest, halves up, as 16-bit lanes."""
+    by_turns = _call("vasrwhrndsat", VECTOR, second, first, shift)
+    return even_halves_first(by_turns).cast(HALVES)
+
+
 def add_shifted(sums: Value, words: Value, shift: Value) -> Value:
     """sums + words / 2^shift, rounded down."""
     return _call("vasrw.acc", VECTOR, sums, words, shift)
@@ -112,6 +155,28 @@ def even_halves(value: Value) -> Value:
 def interleaved(first: Value, second: Value, byte_count: int = 4) -> Value:
     """The first halves of both by turns, so many bytes each, then the last halves, as a pair."""
     return _call("vshuffvdd", PAIR, second, first, -byte_count)
+
+
+def dealt(first: Value, second: Value, byte_count: int) -> Value:
+    """Of both by turns, so many bytes each, the even ones, then the odd ones, as a pair."""
+    return _call("vdealvdd", PAIR, second, first, -byte_count)
+
+
+def exchanged(first: Value, second: Value, byte_count: int) -> Value:
+    """Odd runs of so many bytes (a power of two) of the first, and even ones of the second, in each
+    other's places, as a pair.
+    """
+    return _call("vshuffvdd", PAIR, second, first, byte_count)
+
+
+def even_halves_first(value: Value) -> Value:
+    """The even 16-bit lanes, then the odd ones."""
+    return _call("vdealh", VECTOR, value)
+
+
+def odd_halves(first: Value, second: Value) -> Value:
+    """The odd 16-bit lanes of the first vector, then of the second."""
+    return _call("vpackoh", VECTOR, second, first).cast(HALVES)
 
 
 def paired_halves(first: Value, second: Value, *, odd: bool) -> Value:

@@ -91,16 +91,14 @@ def prepare(device: Device, x: NDArray[np.float32], group: int, bits: int) -> di
     values = {
         "x": device.put(x),
         "values": device.room(2 * blocks * tables.BLOCK),
-        "peaks": device.room(4 * (blocks + 1)),
-        "ratios": device.room(4 * blocks),
+        "peaks": device.room(4 * blocks),
         "sums": device.room(128 * blocks * tables.BLOCK // group),
         "tables": device.room(blocks * tables.TABLE_BYTES),
         "bytes": device.room(2 * blocks * tables.BLOCK),
         "width": len(x),
-        "group": group,
+        "groups": tables.BLOCK // group,
         "one": one,
         "blocks": blocks,
-        "quads": blocks * tables.BLOCK // tables.QUAD,
         "factor": float_slot(gemv.factor_of(one)),
     }
     for kernel in PREPARING:

@@ -23,6 +23,7 @@ from edge.formats import Format
 from edge.planes import TILE, Quantized, pack, tile_count
 from npu.hvx import build, fastrpc, gemv, skel, tables
 from npu.hvx.elf import file_name
+from npu.hvx.floats import VECTOR_LANES
 from npu.hvx.isa import EMULATED, VECTOR_BYTES, table
 from npu.hvx.protocol import Argument, Call, Place, input_place, output_place
 from npu.hvx.weights import RowScales, group_of, row_scales
@@ -134,8 +135,7 @@ class Scratch:
         layout = Layout.of(
             {
                 "values": 2 * blocks * tables.BLOCK,
-                "peaks": 4 * (blocks + 1),
-                "ratios": 4 * blocks,
+                "peaks": 4 * blocks,
                 "sums": VECTOR_BYTES * blocks * tables.BLOCK // group,
                 "tables": blocks * tables.TABLE_BYTES,
                 "bytes": 2 * blocks * tables.BLOCK,
@@ -152,14 +152,14 @@ def product(weights: Weights, scratch: Scratch, x: NDArray[np.float32]) -> Produ
     one, blocks = tables.ratio_one(form.bits, len(x)), tables.block_count(len(x))
     shared: dict[str, Argument] = {**weights.places, **scratch.places}
     shared |= {"x": input_place(0), "out": output_place(0), "sums_out": output_place(1)}
-    shared |= {"width": len(x), "group": group_of(form), "one": one, "blocks": blocks}
-    shared |= {"quads": blocks * tables.BLOCK // tables.QUAD, "tiles": tiles}
+    shared |= {"width": len(x), "groups": tables.BLOCK // group_of(form), "one": one}
+    shared |= {"blocks": blocks, "tiles": tiles}
     shared |= {"factor": gemv.factor_of(one)}
     last = tables.split_kernel() if form.bits == 8 else tables.tables_kernel()
     kernels = [tables.quantize_kernel(), last, gemv.lookup_kernel(form)]
     return Product(
         [call(kernel.name, kernel.slots, shared) for kernel in kernels],
-        [x],
+        [np.pad(x, (0, -len(x) % VECTOR_LANES))],
         [np.zeros(tiles * TILE, np.float32), np.zeros(tiles * TILE, np.int32)],
     )
 
