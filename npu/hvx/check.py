@@ -2,6 +2,7 @@
 
 Every op gets what the device itself made before it, so an error is told of the op that made it.
 Lookup products are compared as integers, bit for bit; the rest, which is float, with the reference.
+Tiles for a matrix unit, which no step takes, are made of every matrix and compared bit for bit.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from edge.kvcache import KVCache
 from edge.planes import TILE, StoredTensor, tile_count
 from edge.reference import FUNCTIONS, Step, WeightCache
 from edge.target import Target
-from npu.hvx import gemv, tables
+from npu.hvx import dequantize, gemv, tables
+from npu.hvx.lowering import Call
 from npu.hvx.program import Calls, HvxProgram, emulated
 from npu.hvx.weights import RowScales, group_of, row_scales
 
@@ -110,6 +112,43 @@ class _Checker:
             yield Check(kernel, weight.name, np.inf, detail)
         else:
             yield compare(kernel, weight.name, self.value(op.out)[0], products + bias, _LOOKUP_MOST)
+        for kind in dequantize.kinds_of(weight.form):
+            yield self.dequantized(weight, kind)
+
+    def dequantized(self, weight: StoredTensor, kind: dequantize.Kind) -> Check:
+        """A matrix as tiles for a matrix unit."""
+        kernel = dequantize.dequantize_kernel(weight.form, kind)
+        wrong = 0
+        for first in range(0, tile_count(weight.shape[0]), _BLOCK_TILES):
+            block = _tiles(weight, first)
+            rows = block.shape[0]
+            want = dequantize.tiles_of(block.form, block.quantized(), kind)
+            out = self.lowering.room(f"tiles {want.nbytes}", want.nbytes)
+            slots = {
+                "codes": self.start(weight, first, "planes", "codes"),
+                "scales": self.start(weight, first, "scales"),
+                "zeros": self.start(weight, first, "zeros"),
+                "out": out,
+                "width": weight.shape[1],
+                "tiles": tile_count(rows),
+            }
+            calls = self.device.prepare([Call(kernel, slots, self.lowering.threads)])
+            calls.write(np.array(list(slots.values())))
+            calls.run(0, 1)
+            made = self.device.read(out, want.dtype, want.shape)
+            bits = np.dtype(f"u{want.itemsize}")
+            both = (dequantize.rows_of(tiles.view(bits), rows) for tiles in (made, want))
+            wrong += int(np.not_equal(*both).sum())
+        detail = f"{wrong} values are others than the twin's" if wrong else ""
+        return Check(kernel.name, weight.name, np.inf if wrong else 0.0, detail)
+
+    def start(self, weight: StoredTensor, tile: int, *names: str) -> int:
+        """Address of a tile's part of the first of a tensor's arrays that there is, or 0."""
+        for name in names:
+            if name in weight.parts:
+                tile_bytes = weight.parts[name][0].nbytes
+                return self.lowering.part(weight, name) + tile * tile_bytes
+        return 0
 
     def integers(self, rows: int) -> NDArray[np.int32]:
         """What the last product left, by row; even rows of a tile are first there."""
@@ -123,7 +162,6 @@ class _Checker:
         wanted: dict[str, NDArray[Any]] = {
             "values": twin.values,
             "peaks": twin.peaks,
-            "ratios": twin.ratios,
         }
         if bits == 8:
             high = (twin.values.astype(np.int32) + 128) >> 8
@@ -157,7 +195,7 @@ def _twin(
 def _numbers(
     integers: NDArray[np.int32], scales: RowScales, x: tables.Activations, one: int
 ) -> Floats:
-    factor = x.peaks[-1] * np.float32(gemv.factor_of(one))
+    factor = x.peaks.max() * np.float32(gemv.factor_of(one))
     numbers: Floats = integers * (scales.units[: len(integers)] * factor)
     return numbers.astype(np.float32)
 

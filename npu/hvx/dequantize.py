@@ -275,3 +275,8 @@ def tiles_of(form: Format, weights: Quantized, kind: Kind) -> NDArray[np.int8 | 
     together = QUAD if kind == "int8" else 2
     parted = padded.reshape(-1, UNIT, padded.shape[1] // UNIT, UNIT // together, together)
     return np.ascontiguousarray(parted.transpose(0, 2, 3, 1, 4))
+
+
+def rows_of(tiles: NDArray[np.generic], rows: int) -> NDArray[np.generic]:
+    """Tiles to rows and columns, with those behind a row's last."""
+    return tiles.transpose(0, 3, 1, 2, 4).reshape(tiles.shape[0] * UNIT, -1)[:rows]

@@ -61,10 +61,10 @@ class PhoneDevice:
     def map_file(self, path: Path) -> int:
         """Address of a file's content, read into shared memory once.
 
-        Behind it is a vector more, since the last one of an array may be read whole.
+        Behind it are two vectors more, since the last one of an array may be read whole.
         """
         size = path.stat().st_size
-        at = self._add(size + VECTOR_BYTES, writable=False)
+        at = self._add(size + 2 * VECTOR_BYTES, writable=False)
         content = self.bytes_at(at, size)
         with path.open("rb") as file:
             for start in range(0, size, _FILE_PIECE_BYTES):

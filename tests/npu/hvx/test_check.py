@@ -68,7 +68,8 @@ def test_a_bit_of_a_weight_is_seen_and_its_tensor_named(
     said = capsys.readouterr().out
     assert f"lookup_w4g64: {ALTERED}: 1 of 32 rows have another integer" in said
     assert "hvx, emulated: " in said
-    assert "1 are not as the twin" in said
+    assert f"dequantize_w4g64_int8: {ALTERED}: 1 values are others" in said
+    assert "3 are not as the twin" in said
 
 
 def test_json_has_every_use(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from npu.hvx.dequantize import (
     Kind,
     dequantize_kernel,
     kinds_of,
+    rows_of,
     tile_bytes,
     tiles_of,
 )
@@ -31,12 +32,6 @@ def tile_device() -> Device:
     require_emulator()
     kernels = [dequantize_kernel(Format.parse(text), kind) for text, kind in CASES]
     return Device(emulated(kernels))
-
-
-def plain(tiles: np.ndarray, rows: int) -> np.ndarray:
-    """Tiles to rows and columns."""
-    moved = tiles.transpose(0, 3, 1, 2, 4)
-    return moved.reshape(tiles.shape[0] * UNIT, -1)[:rows]
 
 
 def run(form: Format, kind: Kind, weights) -> np.ndarray:
@@ -60,7 +55,7 @@ def run(form: Format, kind: Kind, weights) -> np.ndarray:
     together = 4 if kind == "int8" else 2
     shape = 2 * tiles, columns, UNIT // together, UNIT, together
     dtype = np.int8 if kind == "int8" else np.uint16
-    return plain(device.emulator.read(slots["out"], dtype, shape), rows)
+    return rows_of(device.emulator.read(slots["out"], dtype, shape), rows)
 
 
 @pytest.mark.parametrize(("text", "kind"), CASES)
@@ -80,7 +75,7 @@ def test_any_shape_is_as_the_twin(
     signs = rng.choice([-1, 1], weights.scales.shape)
     spread = 2.0 ** (power + rng.integers(-2, 3, weights.scales.shape))
     weights.scales[:] = (weights.scales * signs * spread).astype(weights.scales.dtype)
-    wanted = plain(tiles_of(form, weights, kind), rows)
+    wanted = rows_of(tiles_of(form, weights, kind), rows)
     made = run(form, kind, weights)
     np.testing.assert_array_equal(made.view(wanted.dtype), wanted)
     if kind == "f16":
@@ -91,7 +86,7 @@ def test_any_shape_is_as_the_twin(
 def test_scaled_tiles_are_the_weights(text: str) -> None:
     form = Format.parse(text)
     weights = random_weights(form, 70, 200, np.random.default_rng(4))
-    made = plain(tiles_of(form, weights, "f16"), 70)
+    made = rows_of(tiles_of(form, weights, "f16"), 70)
     np.testing.assert_array_equal(made[:, :200], dequantize(form, weights).astype(np.float16))
     assert not made[:, 200:].any()
 

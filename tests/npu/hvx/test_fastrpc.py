@@ -12,8 +12,10 @@ from edge.bundle import Bundle
 from edge.errors import CallRefused, NpuUnavailable
 from edge.formats import Format
 from edge.graph import Linear
-from npu.hvx import fastrpc, gemv, tables
+from edge.planes import pack, tile_count
+from npu.hvx import dequantize, fastrpc, gemv, tables
 from npu.hvx.elf import file_name
+from npu.hvx.protocol import input_place, output_place
 from npu.hvx.weights import group_of
 from tests.checkpoints import make_checkpoint
 from tests.cpu.harness import random_weights
@@ -80,6 +82,25 @@ def test_a_bundles_planes_are_used_as_they_lie(session: fastrpc.Session, tmp_pat
     check_product(session, weights, phone.Scratch(session, width, 64), x)
 
 
+@pytest.mark.parametrize("text", ["w2g64a", "w4g64"])
+def test_tiles_for_a_matrix_unit_through_fastrpc(session: fastrpc.Session, text: str) -> None:
+    form, rows, width = Format.parse(text), 130, 200
+    weights = random_weights(form, rows, width, np.random.default_rng(6))
+    parts = {"zeros": np.zeros(1, np.uint8), **pack(form, weights)}
+    held = [parts[name] for name in ("planes", "scales", "zeros")]
+    inputs = [np.pad(part.reshape(-1).view(np.uint8), (0, 256)) for part in held]
+    places = {name: input_place(i) for i, name in enumerate(("codes", "scales", "zeros"))}
+    sizes = {"width": width, "tiles": tile_count(rows)}
+    for kind in dequantize.kinds_of(form):
+        wanted = dequantize.tiles_of(form, weights, kind)
+        made = np.zeros_like(wanted)
+        name = dequantize.dequantize_kernel(form, kind).name
+        call = fastrpc.Call(name, places | sizes | {"out": output_place(0)}, parts=2)
+        session.run([call], inputs, [made])
+        both = (dequantize.rows_of(tiles, rows) for tiles in (made, wanted))
+        np.testing.assert_array_equal(*both, kind)
+
+
 def test_shared_memory_is_read_where_it_lies(session: fastrpc.Session) -> None:
     """What NumPy writes after `attach` is what a kernel finds."""
     buffer = session.allocate(4096)
@@ -87,7 +108,7 @@ def test_shared_memory_is_read_where_it_lies(session: fastrpc.Session) -> None:
     values = buffer.array(np.int16, (256,))
     values[:] = np.arange(-128, 128) * 100
     split = fastrpc.Place(place.reference, 1024)
-    call = fastrpc.Call("hvx_split", {"values": place, "bytes": split, "quads": 64})
+    call = fastrpc.Call("hvx_split", {"values": place, "bytes": split, "blocks": 1})
     session.run([call])
     made = buffer.array(np.int8, (64, 2, 4), 1024).astype(np.int32)
     np.testing.assert_array_equal((256 * made[:, 0] + made[:, 1]).reshape(-1), values)
