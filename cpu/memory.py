@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edge import pages
 from edge.bundle import Bundle
 from edge.graph import Graph, Op, Take
 from edge.planes import TILE, StoredTensor
@@ -30,7 +31,7 @@ class Memory:
         array = self.arrays.get(name)
         if array is None or array.nbytes < byte_count + 2 * _LINE:
             assert array is None, f"{name} is asked for in two sizes"
-            array = np.zeros(byte_count + 2 * _LINE, np.uint8)
+            array = pages.zeros((byte_count + 2 * _LINE,), np.uint8)
             self.arrays[name] = array
         return (array.ctypes.data + _LINE - 1) // _LINE * _LINE
 

@@ -19,11 +19,11 @@ from edge.errors import UnknownTarget
 from edge.formats import Format
 from edge.graph import Graph
 from edge.kvcache import KVCache
-from edge.schedule import Timeline
 from edge.target import Machine, Target, this_machine
 
 if TYPE_CHECKING:
     from edge.bundle import Bundle
+    from edge.schedule import Timeline
 
 # Unit of a target (Target.unit) -> module with a `BACKEND`. Order is preference for "auto".
 BACKENDS: dict[str, str] = {

@@ -5,11 +5,11 @@ Opening reads the manifest and maps the weights; `verify` reads everything.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 
+from edge.digest import sha256
 from edge.errors import AlteredBundle, BadManifest, BundleNotFound, TruncatedBundle
 from edge.graph import Graph
 from edge.manifest import FILE_NAME, TOKENIZER, WEIGHTS, FileRecord, Manifest, read_manifest
@@ -127,7 +127,7 @@ def _require_unaltered(bundle: Bundle, names: Iterable[str], progress: Progress)
 
 def file_sha256(path: Path, progress: Progress = silent) -> str:
     """SHA-256 of a file as hexadecimal digits, read in blocks."""
-    digest = hashlib.sha256()
+    digest = sha256(byte_count=path.stat().st_size)
     for block in _blocks(path):
         digest.update(block)
         progress(len(block))

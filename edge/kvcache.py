@@ -17,13 +17,14 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from edge import pages
 from edge.errors import PromptTooLong, UsageError
 from edge.graph import Cache
 from edge.target import Target
 
 CacheFormat = Literal["f32", "f16", "int8"]
 _DTYPES = {"f32": np.float32, "f16": np.float16, "int8": np.int8}
-_FIRST_CAPACITY = 256
+_FIRST_CAPACITY = 1024
 
 Stored = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.int8]
 
@@ -102,8 +103,8 @@ class KVCache:
 
     @property
     def byte_count(self) -> int:
-        """Bytes of all that is reserved, filled or not."""
-        return sum(array.nbytes for array in (*self.keys, *self.values))
+        """Bytes of all that is filled; what is reserved beyond takes no memory yet."""
+        return self.length * self.bytes_per_token
 
     def require(self, count: int) -> None:
         """Check that `count` more positions fit the context. Raises PromptTooLong."""
@@ -156,7 +157,7 @@ class KVCache:
 
     def _empty(self, layer: Cache, capacity: int) -> Stored:
         shape = layer.kv_heads, capacity, row_length(layer.head_dim, self.form)
-        return np.zeros(shape, _DTYPES[self.form])
+        return pages.zeros(shape, _DTYPES[self.form])
 
     def _grown(self, arrays: Sequence[Stored], capacity: int) -> list[Stored]:
         """Copies of every layer's array with room for `capacity` positions."""

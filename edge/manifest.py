@@ -6,7 +6,6 @@ half-copied one is told from a good one before anything is believed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 from edge import graph as graphs
 from edge import npu
 from edge.backend import Artifact
+from edge.digest import sha256
 from edge.errors import BadManifest, LutraError, WrongSchema
 from edge.formats import Format
 from edge.graph import Graph
@@ -200,7 +200,7 @@ def _inside(name: str) -> str:
 
 def _digest(body: Mapping[str, Any]) -> str:
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return sha256(canonical.encode()).hexdigest()
 
 
 def _bad(path: Path, found: str) -> BadManifest:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +37,13 @@ from edge.kvcache import CacheFormat, KVCache, default_format
 from edge.manifest import TOKENIZER, GenerationDefaults
 from edge.pair import Pair
 from edge.sampler import Sampler, Sampling
-from edge.schedule import Timeline
 from edge.target import Target
-from edge.template import ChatTemplate, Message
 from edge.text import TextStream
 from edge.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from edge.schedule import Timeline
+    from edge.template import ChatTemplate, Message
 
 # Where neither the user nor the checkpoint says anything.
 DEFAULT_SAMPLING = Sampling(temperature=0.8, top_p=0.95)
@@ -203,6 +205,8 @@ class Model:
                 f"{self.bundle.folder} has no chat template: it is a base model",
                 "use lutra run with a plain prompt",
             )
+        from edge.template import ChatTemplate  # base models and token ids do without
+
         return ChatTemplate(record.chat_template, record.special_tokens)
 
     @cached_property

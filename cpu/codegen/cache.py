@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+
+from edge.digest import sha256
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,13 +26,13 @@ def cache_folder() -> Path:
 
 def key_of(facts: Sequence[str]) -> str:
     """A name for what is made from these facts alone."""
-    return hashlib.sha256("\0".join(facts).encode()).hexdigest()
+    return sha256("\0".join(facts).encode()).hexdigest()
 
 
 @functools.cache
 def sources_digest() -> str:
     """SHA-256 of this program's own sources, which takes less time than making code of them."""
-    digest = hashlib.sha256()
+    digest = sha256()
     for package in _SOURCES:
         for path in sorted((_ROOT / package).rglob("*.py")):
             digest.update(path.read_bytes())
@@ -49,6 +49,8 @@ def keep(path: Path, content: bytes) -> None:
     Warns with NotCached where the place is forbidden or full: nobody needs the cache to go on.
     """
     try:
+        import tempfile  # with what it imports, half a megabyte
+
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             whole = Path(folder) / path.name

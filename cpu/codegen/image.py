@@ -9,7 +9,6 @@ their offsets, and a footer: the object's length, a SHA-256 of all before it, a 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import mmap
 import os
@@ -21,11 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from edge.digest import DIGEST_BYTES, sha256
 from edge.errors import LutraError
 
 _MAGIC = b"lutra-1\n"
 _LENGTH = struct.Struct("<Q")
-_FOOTER_BYTES = _LENGTH.size + hashlib.sha256().digest_size + len(_MAGIC)
+_SEAL_BYTES = DIGEST_BYTES + len(_MAGIC)
+_FOOTER_BYTES = _LENGTH.size + _SEAL_BYTES
 
 # ELF (System V ABI): sections that take memory, those that are written to; symbols and relocations.
 _WRITTEN, _LOADED = 1, 2
@@ -166,14 +167,14 @@ def _relocate(
 def _with_footer(code: bytes, functions: Mapping[str, int]) -> bytes:
     table = json.dumps(functions).encode()
     content = code + table + _LENGTH.pack(len(table))
-    return content + hashlib.sha256(content).digest() + _MAGIC
+    return content + sha256(content).digest() + _MAGIC
 
 
 def _functions(content: bytes) -> dict[str, int]:
     """The public functions of an image. Raises BadImage."""
-    body, digest = content[: -len(_MAGIC) - 32], content[-len(_MAGIC) - 32 : -len(_MAGIC)]
+    body, digest = content[:-_SEAL_BYTES], content[-_SEAL_BYTES : -len(_MAGIC)]
     whole = len(content) >= _FOOTER_BYTES and content.endswith(_MAGIC)
-    if not whole or hashlib.sha256(body).digest() != digest:
+    if not whole or sha256(body).digest() != digest:
         raise BadImage(f"{len(content)} bytes that are no whole code image")
     (length,) = _LENGTH.unpack(body[-_LENGTH.size :])
     functions: dict[str, int] = json.loads(body[-_LENGTH.size - length : -_LENGTH.size])

@@ -15,15 +15,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cpu.codegen.isa import Isa, VectorFloats
 
-try:
+if TYPE_CHECKING:
     from llvmlite import ir
-except ImportError:  # a device runs what was compiled ahead
-    ir = None
+else:
+
+    class _Builder:
+        """llvmlite's `ir`, imported when code is written: who runs code names kernels alone."""
+
+        def __getattr__(self, name: str) -> Any:
+            from llvmlite import ir
+
+            found = getattr(ir, name)
+            setattr(self, name, found)
+            return found
+
+    ir = _Builder()
 
 
 @cache
 def _element(name: str) -> ir.Type:
-    """An element type as LLVM's. Made when first used: a device names kernels and writes none."""
+    """An element type as LLVM's."""
     if name == "bf16":
         return _bfloat()
     if name == "ptr":

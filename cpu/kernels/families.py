@@ -6,7 +6,6 @@ of the same formats.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import get_args
 
@@ -23,6 +22,7 @@ from cpu.kernels import (
     rows,
 )
 from cpu.kernels.kernel import Kernel
+from edge.digest import sha256
 from edge.formats import GROUPS, Format
 from edge.graph import GateFunction
 from edge.kvcache import CacheFormat
@@ -45,7 +45,7 @@ def interface(formats: Iterable[Format], *, matrix_unit: bool) -> str:
     """What callers of these kernels rely on, in short: another's code would compute nonsense."""
     made = families(formats, matrix_unit=matrix_unit).values()
     slots = sorted({(kernel.name, kernel.slots) for kernels in made for kernel in kernels})
-    return hashlib.sha256(repr((REVISION, slots)).encode()).hexdigest()[:16]
+    return sha256(repr((REVISION, slots)).encode()).hexdigest()[:16]
 
 
 def _common(*, matrix_unit: bool) -> list[Kernel]:

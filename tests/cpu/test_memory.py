@@ -111,6 +111,7 @@ print(*sys.modules)
 NEEDLESS = {
     *("llvmlite.binding", "numba", "onnx", "onnxruntime", "tokenizers", "jinja2", "safetensors"),
     *("argparse", "rich", "importlib.metadata", "email", "zipfile", "socket", "numpy.random"),
+    *("_hashlib", "tempfile", "concurrent.futures", "llvmlite.ir", "edge.schedule"),
     *("converter", "npu", "apps"),
 }
 

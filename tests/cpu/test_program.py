@@ -217,8 +217,11 @@ def test_norms_are_fused_where_only_quantized_rows_are_read(
     assert ("norm" in kernels) == others
 
 
-def test_sessions_take_turns_as_one_of_them_grows(bundle: Callable[[str], Path]) -> None:
+def test_sessions_take_turns_as_one_of_them_grows(
+    bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A step has the addresses of the last cache it saw, and tables that all caches share grow."""
+    monkeypatch.setattr("edge.kvcache._FIRST_CAPACITY", 256)
     ids = np.random.default_rng(6).integers(0, 300, 300)
     model = load(bundle("f32"))
     expected = edge.load(bundle("f32"), target="ref").logits(ids)

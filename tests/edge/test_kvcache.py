@@ -62,13 +62,13 @@ def test_float_formats_are_numpys() -> None:
 
 
 def test_int8_keeps_its_scales_through_appending_and_growing() -> None:
-    cache, rng = KVCache((Cache(2, 6),), 1000, "int8"), np.random.default_rng(1)
-    x = rng.normal(size=(2, 600, 6)).astype(np.float32)
-    for first in range(0, 600, 200):
-        cache.reserve(200)
-        part = x[:, first : first + 200]
+    cache, rng = KVCache((Cache(2, 6),), 2000, "int8"), np.random.default_rng(1)
+    x = rng.normal(size=(2, 1800, 6)).astype(np.float32)
+    for first in range(0, 1800, 600):
+        cache.reserve(600)
+        part = x[:, first : first + 600]
         cache.append(0, part, -part)
-        cache.advance(200)
+        cache.advance(600)
     keys, values = cache.filled(0, 0)
     assert np.array_equal(keys, decode(encode(x, "int8"), "int8"))
     assert np.array_equal(values, -keys)
@@ -90,31 +90,32 @@ def test_rewinding_forgets_and_overwrites() -> None:
 
 
 def test_memory_grows_with_use_and_keeps_what_is_there() -> None:
-    cache = KVCache(LAYERS, 1000)
-    fill(cache, 200, 1.0)
-    assert cache.capacity == 256
-    fill(cache, 100, 2.0)
-    assert cache.capacity == 512
-    fill(cache, 700, 3.0)
-    assert cache.capacity == 1000
+    cache = KVCache(LAYERS, 4000)
+    fill(cache, 800, 1.0)
+    assert cache.capacity == 1024
+    fill(cache, 400, 2.0)
+    assert cache.capacity == 2048
+    fill(cache, 2800, 3.0)
+    assert cache.capacity == 4000
     keys = cache.filled(1, 0)[0][0, :, 7]
-    assert np.array_equal(keys, np.repeat([1, 2, 3], [200, 100, 700]))
+    assert np.array_equal(keys, np.repeat([1, 2, 3], [800, 400, 2800]))
+    assert cache.byte_count == 4000 * cache.bytes_per_token
 
 
 def test_growth_that_is_interrupted_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = KVCache(LAYERS, 1000)
-    fill(cache, 256, 1.0)
+    cache = KVCache(LAYERS, 4000)
+    fill(cache, 1024, 1.0)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edge.kvcache.np.zeros", interrupted)
+    monkeypatch.setattr("edge.kvcache.pages.zeros", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cache.reserve(1)
     monkeypatch.undo()
-    assert cache.capacity == 256
+    assert cache.capacity == 1024
     fill(cache, 1, 2.0)
-    assert cache.filled(0, 0)[0].shape == (2, 257, 4)
+    assert cache.filled(0, 0)[0].shape == (2, 1025, 4)
 
 
 def test_bytes_per_token_counts_keys_and_values_of_all_layers() -> None:
