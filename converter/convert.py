@@ -28,6 +28,7 @@ from converter.quantize.allocate import parse_size
 from converter.quantize.awq import by_gptq, to_nearest
 from converter.quantize.rtn import fit_tensor_scale, quantize_rows
 from converter.refine import Draft, refine
+from converter.reorder import in_order
 from converter.rotate import rotate
 from converter.samples import MOST_DRAWN, PROBE, WANTED, KeptTensors, Samples, choose_samples
 from converter.scaling import find_scales
@@ -131,8 +132,7 @@ def prepare(
     model = build_model(checkpoint.config, context)
     weights = Weights(model, checkpoint)
     weights.check()
-    if rotated:
-        weights = rotate(weights)
+    weights = rotate(weights) if rotated else in_order(weights)
     if npu is not None:
         npu.check(weights.model.graph, quality.method)
     plan, notes = plan_source(weights, formats)

@@ -36,6 +36,16 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Reorder:
+    """Channels in another order: channel i is what was channel `order[i]`."""
+
+    order: NDArray[np.intp]
+
+    def apply(self, x: Wide) -> Wide:
+        return x[..., self.order]
+
+
+@dataclass(frozen=True)
 class Fold:
     """What a tensor is multiplied with: W becomes left^T W right; a vector v becomes v left."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.fold import Folds
+from converter.fold import Folds, Reorder
 from converter.models.builder import Model, Origin
 from converter.quantize.rtn import Floats
 from converter.sources.source import Source, Stored
@@ -96,19 +96,33 @@ class Weights:
     def codes(self, name: str) -> Iterator[tuple[int, Quantized]]:
         """A tensor's own integers in the source, as (first row, block of whole tiles).
 
-        For tensors stored as `codes`. Raises BadWeights on a scale of NaN or infinity.
+        For tensors stored as `codes`, which folds at most reorder: rows here, columns in the
+        source. Raises BadWeights on a scale of NaN or infinity.
         """
         origin, shape = self.model.origins[name], self.model.graph.tensor(name).shape
+        fold = self.folds.get(name)
+        if fold is None or not fold.left:
+            for first, last in _spans(shape):
+                yield first, self._read_codes(origin, first, last)
+            return
+        (turn,) = fold.left
+        assert isinstance(turn, Reorder)
+        whole = self._read_codes(origin, 0, shape[0])
         for first, last in _spans(shape):
-            offset = origin.first_row
-            block = self.checkpoint.codes(origin.name, offset + first, offset + last)
-            if not np.isfinite(block.scales).all():
-                raise BadWeights(
-                    f"{self.checkpoint.shard_of(origin.name)}: tensor {origin.name} has a scale "
-                    f"that is no number in rows {offset + first} to {offset + last}",
-                    "the checkpoint is damaged: get another copy",
-                )
-            yield first, block
+            rows = turn.order[first:last]
+            zeros = None if whole.zeros is None else whole.zeros[rows]
+            yield first, Quantized(whole.codes[rows], whole.scales[rows], zeros)
+
+    def _read_codes(self, origin: Origin, first: int, last: int) -> Quantized:
+        offset = origin.first_row
+        block = self.checkpoint.codes(origin.name, offset + first, offset + last)
+        if not np.isfinite(block.scales).all():
+            raise BadWeights(
+                f"{self.checkpoint.shard_of(origin.name)}: tensor {origin.name} has a scale "
+                f"that is no number in rows {offset + first} to {offset + last}",
+                "the checkpoint is damaged: get another copy",
+            )
+        return block
 
     def _read(self, origin: Origin, first: int, last: int) -> Floats:
         offset = origin.first_row

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.sources.source import NEAREST
 from edge.errors import BadWeights, MissingDependency
 from edge.formats import F16, F32, Format
 from edge.planes import Quantized
 
 Bytes = NDArray[np.uint8]
-
-# What holds a decoded tensor as good as exactly: an error of 1/256 of its group's largest weight.
-NEAREST = Format.parse("w8g32")
 
 
 @dataclass(frozen=True)

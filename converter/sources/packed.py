@@ -43,10 +43,21 @@ class Linear:
     def group_count(self) -> int:
         return -(-self.shape[1] // self.group) if self.group else 1
 
+    @property
+    def order(self) -> NDArray[np.intp] | None:
+        """The columns by group, for groups out of order."""
+        return None if self.group_of is None else np.argsort(self.group_of, kind="stable")
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether every group has its number of weights, wherever in a row they are."""
+        places = np.arange(self.shape[1]) // (self.group or self.shape[1])
+        return self.group_of is None or np.array_equal(np.sort(self.group_of), places)
+
     def form(self) -> Format | None:
-        """The format that holds its integers; None where there is none."""
+        """The format that holds its integers, in `order`; None where there is none."""
         kind: Literal["ternary", "integer"] = "ternary" if self.ternary else "integer"
-        if self.group_of is not None or not (self.ternary or self.bits in WHOLE_ZERO_BITS):
+        if not self.whole_groups or not (self.ternary or self.bits in WHOLE_ZERO_BITS):
             return None
         if self.group == 0:
             return Format("ternary", 2, "tensor") if self.ternary else None
@@ -59,8 +70,8 @@ class Linear:
         """Why no format holds its integers; empty where one does."""
         if self.form() is not None:
             return ""
-        if self.group_of is not None:
-            return "its groups are out of order along the rows (act-order)"
+        if not self.whole_groups:
+            return f"its g_idx gives groups other counts of weights than {self.group}"
         if self.bits not in WHOLE_ZERO_BITS:
             return f"it has {self.bits} bits, need one of {WHOLE_ZERO_BITS}"
         return f"a scale for {self.group} weights, need a multiple of one of {GROUPS}, or a row"
@@ -163,8 +174,8 @@ class PackedCheckpoint:
         found = self._linears.get(name)
         if found is None:
             return self._inner.stored(name)
-        form = found[1].form()
-        return Stored(self.dtype(name), form, form is not None, found[1].why_not())
+        linear, form = found[1], found[1].form()
+        return Stored(self.dtype(name), form, form is not None, linear.why_not(), linear.order)
 
     def rows(self, name: str, first: int, last: int) -> NDArray[np.float32]:
         found = self._linears.get(name)
@@ -203,12 +214,14 @@ def _quantized(where: str, linear: Linear, read: Integers) -> Quantized:
         )
     if read.codes.max(initial=0) >= form.levels:
         raise BadWeights(f"{where} has a code of {int(read.codes.max())}", "get another copy")
-    scales = read.scales
+    codes, scales = read.codes, read.scales
+    if linear.order is not None:
+        codes = codes[:, linear.order]
     if form.granularity == "tensor":
-        return Quantized(read.codes, scales[:1, :1])
+        return Quantized(codes, scales[:1, :1])
     zeros = read.zeros if linear.asymmetric else None
     if form.granularity == "channel":
-        return Quantized(read.codes, scales, zeros)
+        return Quantized(codes, scales, zeros)
     with np.errstate(over="ignore"):
         narrow = scales.astype(np.float16)
     if not np.array_equal(narrow.astype(np.float32), scales, equal_nan=True):
@@ -216,7 +229,7 @@ def _quantized(where: str, linear: Linear, read: Integers) -> Quantized:
     repeats, count = linear.group // form.group, form.group_count(linear.shape[1])
     if zeros is not None:
         zeros = np.repeat(zeros, repeats, axis=1)[:, :count]
-    return Quantized(read.codes, np.repeat(narrow, repeats, axis=1)[:, :count], zeros)
+    return Quantized(codes, np.repeat(narrow, repeats, axis=1)[:, :count], zeros)
 
 
 def unpack_words(words: NDArray[np.int32], bits: int) -> Codes:

@@ -7,7 +7,7 @@ model files, tokenizer and plan know one layout alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from edge.formats import Format
 from edge.planes import Quantized
 
+# What holds a decoded tensor as good as exactly: an error of 1/256 of its group's largest weight.
+NEAREST = Format.parse("w8g32")
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -25,13 +28,15 @@ class Stored:
     `kind` is the source's own word for it ("BF16", "Q4_K", "GPTQ"); `form` the format of a bundle
     that loses nothing of it, or as good as nothing, None for integers that none holds (`why_not`).
     With `codes`, `form` holds the source's own integers and scales exactly, and `Source.codes`
-    reads them.
+    reads them; where groups are out of order along the rows (act-order), with column i of them
+    from column `order[i]`.
     """
 
     kind: str
     form: Format | None
     codes: bool = False
     why_not: str = ""
+    order: NDArray[np.intp] | None = field(default=None, compare=False)
 
 
 class Source(Protocol):
