@@ -117,7 +117,8 @@ def _split() -> Contract:
 def _codes(form: Format) -> Memory:
     """A format's planes, or bytes, of whole tiles.
 
-    A vector at any address is loaded as two whole ones, and one may lie behind the codes.
+    Steps of planes may be half vectors. A vector at any address is loaded as two whole ones, and
+    one may lie behind the codes.
     """
     per_step = QUAD if form.bits == 8 else STEP
 
@@ -125,7 +126,7 @@ def _codes(form: Format) -> Memory:
         step_bytes = TILE * form.bits * per_step // 8
         return sizes["tiles"] * over(sizes["width"], per_step) * step_bytes + VECTOR_BYTES
 
-    return Memory(size, alignment=1)
+    return Memory(size, alignment=VECTOR_BYTES if form.bits == 8 else 1)
 
 
 def _groups(form: Format, sizes: Sizes, together: int = 1) -> Size:

@@ -37,6 +37,9 @@ SLOTS = (
 # What a thread needs of `scratch`: a vector, and the arguments of a scheduled loop.
 SCRATCH_BYTES = 512
 
+# Quads of a turn, as many as a group of 32 has.
+_TOGETHER = 8
+
 _HALF = TILE // 2
 _STEPS = BLOCK // STEP
 
@@ -272,16 +275,23 @@ class _Tile:
         """Dot products of codes with activations, for even and odd rows."""
         code, zero = self.code, self.code.constant(vectors.VECTOR, 0)
         sums = [[code.variable(zero) for _ in range(2)] for _ in range(2)]
-        with code.loop(first, last) as quad:
-            places = (quad * 8, quad * 8 + 4)
-            both = [code.load(I32, self.a.pointer("bytes"), at) for at in places]
-            for half, terms in enumerate(sums):
-                place = quad * self.step_bytes + half * VECTOR_BYTES
-                codes = code.load(vectors.VECTOR, self.codes, place)
-                for term, x in zip(terms, both, strict=True):
-                    term.set(vectors.dot_bytes(term.get(), codes, x))
+        whole = last - ((last - first) & (_TOGETHER - 1))
+        for start, end, together in ((first, whole, _TOGETHER), (whole, last, 1)):
+            with code.loop(start, end, together) as quad:
+                for index in range(together):
+                    self.add_quad(quad + index, sums)
         rows = [(high.get() << 8) + low.get() for high, low in sums]
         return [rows[0].shuffle(range(parity, TILE, 2), rows[1]) for parity in range(2)]
+
+    def add_quad(self, quad: Value, sums: list[list[Variable]]) -> None:
+        """Add products of 4 columns of high bytes, and of low ones, to sums of half a tile each."""
+        words = self.code.load(I64, self.a.pointer("bytes"), quad * 8)
+        both = words.to(I32), (words >> 32).to(I32)
+        for half, terms in enumerate(sums):
+            place = quad * self.step_bytes + half * VECTOR_BYTES
+            codes = vectors.load(self.code, self.codes, place)
+            for term, x in zip(terms, both, strict=True):
+                term.set(vectors.dot_bytes(term.get(), codes, x))
 
     # Zeros.
 
