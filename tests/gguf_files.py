@@ -96,6 +96,33 @@ def write_gguf(
     return out
 
 
+def split_gguf(path: Path, folder: Path, count: int, *, turned: bool = False) -> list[Path]:
+    """A file in `count` parts, as llama-gguf-split makes them; `turned` from the last tensor on."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    tensors = list(reader.tensors)[:: -1 if turned else 1]
+    each = -(-len(tensors) // count)
+    parts = []
+    for number in range(count):
+        parts.append(folder / f"{path.stem}-{number + 1:05}-of-{count:05}.gguf")
+        architecture = reader.fields["general.architecture"].contents()
+        writer = gguf.GGUFWriter(parts[-1], architecture if number == 0 else "")
+        for field in reader.fields.values() if number == 0 else ():
+            if not field.name.startswith(("GGUF.", "general.architecture")):
+                writer.add_key_value(field.name, field.contents(), *field.types)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(tensors))
+        for tensor in tensors[number * each : (number + 1) * each]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return parts
+
+
 def _write_tensor(
     writer: Any, config: Mapping[str, Any], name: str, values: NDArray[Any], form: str
 ) -> None:

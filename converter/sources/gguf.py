@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.sources.gguf_config import describe_model
-from converter.sources.gguf_header import Entry, read_header
+from converter.sources.gguf_header import Entry
+from converter.sources.gguf_parts import read_parts, whole_name
 from converter.sources.gguf_tokenizer import tokenizer_files
 from converter.sources.gguf_types import decode, decode_codes
 from converter.sources.source import Stored
@@ -23,12 +24,14 @@ _MAX_CONFIG_VALUES = 1 << 16
 
 
 class GgufFile:
-    """An open GGUF file. The header is read; a tensor's rows are read when asked for."""
+    """An open GGUF file, or all parts of a split one; `path` is the first.
+
+    Headers are read; a tensor's rows are read when asked for.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._header = read_header(path)
-        self._refuse_split()
+        self._parts, self._header = read_parts(path)
+        self.path = self._parts[0]
         self._model = describe_model(path, self._header, self._small_vector)
         self.config: dict[str, Any] = self._model.config
 
@@ -38,7 +41,7 @@ class GgufFile:
 
     @property
     def name(self) -> str:
-        return self.path.stem
+        return whole_name(self.path)
 
     @property
     def tensor_names(self) -> frozenset[str]:
@@ -46,8 +49,8 @@ class GgufFile:
 
     @property
     def fingerprint(self) -> dict[str, list[int]]:
-        stat = self.path.stat()
-        return {self.path.name: [stat.st_size, stat.st_mtime_ns]}
+        stats = {path.name: path.stat() for path in self._parts}
+        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
     @property
     def quantized(self) -> bool:
@@ -76,8 +79,7 @@ class GgufFile:
         return decode_codes(self._entry(name).type, self._bytes(name, first, last))
 
     def shard_of(self, name: str) -> str:
-        self._entry(name)
-        return self.path.name
+        return self._entry(name).path.name
 
     def read_json(self, name: str) -> dict[str, Any]:
         return self._files.get(name, {})
@@ -115,10 +117,10 @@ class GgufFile:
 
     def _read(self, entry: Entry, first: int, last: int, size: int) -> NDArray[np.uint8]:
         count = (last - first) * size
-        content = np.fromfile(self.path, np.uint8, count, offset=entry.start + first * size)
+        content = np.fromfile(entry.path, np.uint8, count, offset=entry.start + first * size)
         if content.size != count:
             raise TruncatedSource(
-                f"{self.path}: was longer when it was opened", "copy or download the file again"
+                f"{entry.path}: was longer when it was opened", "copy or download the file again"
             )
         return content.reshape(last - first, size)
 
@@ -148,14 +150,6 @@ class GgufFile:
                 "the file is damaged: get another copy",
             )
         return [float(value) for value in values]
-
-    def _refuse_split(self) -> None:
-        count = self._header.metadata.get("split.count", 1)
-        if count not in (0, 1):
-            raise UnsupportedMath(
-                f"{self.path}: one of {count} parts of a split file",
-                "join them first: llama-gguf-split --merge FIRST_PART WHOLE.gguf",
-            )
 
 
 def _places(rows: NDArray[np.int64], head_dim: int) -> NDArray[np.int64]:

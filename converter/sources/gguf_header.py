@@ -55,8 +55,9 @@ Value = bool | int | float | str | list[str] | NDArray[Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: shape as [out, in], type, and first byte in the file."""
+    """One tensor: its file, shape as [out, in], type, and first byte in the file."""
 
+    path: Path
     shape: tuple[int, ...]
     type: BlockType
     start: int
@@ -190,7 +191,7 @@ class _Reader:
         entries = {}
         end, before = 0, ""
         for name, (shape, kind, offset) in sorted(tensors.items(), key=lambda item: item[1][2]):
-            entry = entries[name] = Entry(shape, kind, start + offset)
+            entry = entries[name] = Entry(self.path, shape, kind, start + offset)
             if offset % alignment:
                 raise self.wrong(f"tensor {name!r} is at {offset}, no multiple of {alignment}")
             if offset < end:

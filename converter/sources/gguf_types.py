@@ -1,8 +1,8 @@
 """The tensor types of GGUF files: blocks of weights, and what a bundle can keep of them.
 
-Q4_0, Q5_0, Q8_0 and the ternary types are an integer times a float16 scale, as the formats of a
-bundle are, and are kept exactly. The others have a minimum beside the scale or scales within
-scales, which those formats lack: they are decoded by the `gguf` package.
+Q4_0, Q5_0, Q8_0, IQ4_NL and the ternary types are an integer times a float16 scale, as the formats
+of a bundle are, and are kept exactly. The others have a minimum beside the scale, scales within
+scales, or a codebook, which those formats lack: they are decoded by the `gguf` package.
 """
 
 from __future__ import annotations
@@ -67,21 +67,22 @@ def _types() -> dict[int, BlockType]:
         BlockType(14, "Q6_K", 256, 210, NEAREST),
         BlockType(9, "Q8_1", 32, 40),
         BlockType(15, "Q8_K", 256, 292),
-        BlockType(16, "IQ2_XXS", 256, 66),
-        BlockType(17, "IQ2_XS", 256, 74),
-        BlockType(18, "IQ3_XXS", 256, 98),
-        BlockType(19, "IQ1_S", 256, 50),
-        BlockType(20, "IQ4_NL", 32, 18),
-        BlockType(21, "IQ3_S", 256, 110),
-        BlockType(22, "IQ2_S", 256, 82),
-        BlockType(23, "IQ4_XS", 256, 136),
+        BlockType(16, "IQ2_XXS", 256, 66, NEAREST),
+        BlockType(17, "IQ2_XS", 256, 74, NEAREST),
+        BlockType(18, "IQ3_XXS", 256, 98, NEAREST),
+        BlockType(19, "IQ1_S", 256, 50, NEAREST),
+        BlockType(20, "IQ4_NL", 32, 18, NEAREST, 128, 0),
+        BlockType(21, "IQ3_S", 256, 110, NEAREST),
+        BlockType(22, "IQ2_S", 256, 82, NEAREST),
+        BlockType(23, "IQ4_XS", 256, 136, NEAREST),
         BlockType(24, "I8", 1, 1),
         BlockType(25, "I16", 1, 2),
         BlockType(26, "I32", 1, 4),
         BlockType(27, "I64", 1, 8),
         BlockType(28, "F64", 1, 8),
-        BlockType(29, "IQ1_M", 256, 56),
-        BlockType(39, "MXFP4", 32, 17),
+        BlockType(29, "IQ1_M", 256, 56, NEAREST),
+        BlockType(39, "MXFP4", 32, 17, NEAREST),
+        BlockType(40, "NVFP4", 64, 36),
     ]
     return {kind.number: kind for kind in listed}
 
@@ -108,8 +109,13 @@ def decode(kind: BlockType, rows: Bytes) -> NDArray[np.float32]:
         raise MissingDependency(
             f"weights in {kind.name} need the gguf package", 'pip install "lutra[convert]"'
         ) from error
-    with np.errstate(all="ignore"):  # a damaged scale is found by whoever looks at the weights
-        values: NDArray[Any] = dequantize(rows, GGMLQuantizationType(kind.number))
+    try:
+        with np.errstate(all="ignore"):  # a damaged scale is found by whoever looks at the weights
+            values: NDArray[Any] = dequantize(rows, GGMLQuantizationType[kind.name])
+    except (KeyError, NotImplementedError) as error:
+        raise MissingDependency(
+            f"weights in {kind.name} need a newer gguf package", "pip install --upgrade gguf"
+        ) from error
     return values.astype(np.float32, copy=False)
 
 

@@ -10,6 +10,7 @@ from converter.sources.awq import Awq
 from converter.sources.bitnet import PackedBitnet
 from converter.sources.compressed_tensors import CompressedTensors
 from converter.sources.gguf import GgufFile
+from converter.sources.gguf_parts import first_of
 from converter.sources.gptq import Gptq
 from converter.sources.huggingface import Checkpoint, open_checkpoint
 from converter.sources.lora import Adapter, MergedSource
@@ -81,8 +82,10 @@ def _unpacked(checkpoint: Checkpoint) -> Source:
 
 
 def _only_gguf(folder: Path) -> Path | None:
-    """The GGUF file of a folder that has just one. Raises SourceNotFound for several."""
+    """The GGUF file of a folder that has just one, or parts of one. Raises SourceNotFound."""
     found = sorted(folder.glob("*.gguf"))
+    if len(found) > 1 and (first := first_of(found)):
+        return first
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:3])
         raise SourceNotFound(f"{folder}: several GGUF files ({names})", "give the path of one")

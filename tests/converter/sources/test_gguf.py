@@ -84,7 +84,9 @@ def test_integers_are_kept_exactly(form: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(bundle.tensor(ours).dequantized(), expected)
 
 
-@pytest.mark.parametrize("form", ["Q4_1", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize(
+    "form", sorted(t.name for t in TYPES.values() if t.block > 1 and t.readable and not t.exact)
+)
 def test_what_no_format_holds_is_stored_nearly_and_said(form: str, tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "model", **WIDE)
     path = random_blocks(write_gguf(source, tmp_path / "model.gguf", "F16"), form)
@@ -100,6 +102,18 @@ def test_what_no_format_holds_is_stored_nearly_and_said(form: str, tmp_path: Pat
     down = next(t for t in reader.tensors if t.name == "blk.0.ffn_down.weight")
     expected = gguf.dequantize(down.data, down.tensor_type)
     assert np.abs(stored - expected).max() < np.abs(expected).max() / 127
+
+
+def test_a_fixed_codebook_of_integers_is_kept_exactly(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "model", **WIDE)
+    path = random_blocks(write_gguf(source, tmp_path / "model.gguf", "F16"), "IQ4_NL")
+    manifest = convert(path, tmp_path / "m.lutra")
+    assert str(manifest.tensors["layers.0.down"].form) == "w8g32"
+    down = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.0.ffn_down.weight")
+    np.testing.assert_array_equal(
+        Bundle.open(tmp_path / "m.lutra").tensor("layers.0.down").dequantized(),
+        gguf.dequantize(down.data, down.tensor_type),
+    )
 
 
 def random_blocks(path: Path, form: str) -> Path:
@@ -119,9 +133,15 @@ def random_blocks(path: Path, form: str) -> Path:
         rows, width = (int(n) for n in reversed(tensor.shape))
         rng = np.random.default_rng(0)
         data = rng.integers(0, 256, (rows, width // block, size), np.uint8)
-        for place in _SCALES[form]:
-            scales = rng.uniform(0.001, 0.002, data.shape[:2]).astype(np.float16)
-            data[:, :, place : place + 2] = scales[:, :, None].view(np.uint8)
+        if form == "MXFP4":  # the scale is an exponent
+            data[:, :, 0] = rng.integers(114, 118, data.shape[:2])
+        for places in _SCALES[form]:
+            scales = rng.uniform(0.001, 0.002, data.shape[:2]).astype(np.float16).view(np.uint16)
+            for number, place in enumerate(places):
+                width = 16 // len(places)  # bits of the scale, the highest of its byte
+                bits = (scales >> (number * width)) & ((1 << width) - 1)
+                data[:, :, place] &= (1 << (8 - width)) - 1
+                data[:, :, place] |= (bits << (8 - width)).astype(np.uint8)
         writer.add_tensor(tensor.name, data.reshape(rows, -1), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -130,15 +150,21 @@ def random_blocks(path: Path, form: str) -> Path:
     return out
 
 
-# Where the float16 scales and minima of a block are.
+# The bytes that hold the float16 scales and minima of a block; IQ1_M's is in four of them.
+_FIRST, _SECOND = (0, 1), (2, 3)
 _SCALES = {
-    "Q4_1": (0, 2),
-    "Q5_1": (0, 2),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
+    "Q4_1": (_FIRST, _SECOND),
+    "Q5_1": (_FIRST, _SECOND),
+    "Q2_K": ((80, 81), (82, 83)),
+    "Q3_K": ((108, 109),),
+    "Q4_K": (_FIRST, _SECOND),
+    "Q5_K": (_FIRST, _SECOND),
+    "Q6_K": ((208, 209),),
+    "IQ1_M": ((49, 51, 53, 55),),
+    "MXFP4": (),
+} | {
+    f"IQ{name}": (_FIRST,)
+    for name in ("1_S", "2_XXS", "2_XS", "2_S", "3_XXS", "3_S", "4_NL", "4_XS")
 }
 
 
