@@ -117,16 +117,18 @@ def _split() -> Contract:
 def _codes(form: Format) -> Memory:
     """A format's planes, or bytes, of whole tiles.
 
-    Steps of planes may be half vectors. A vector at any address is loaded as two whole ones, and
-    one may lie behind the codes.
+    Where steps are not of whole vectors, a vector at any address is loaded as two, and one may lie
+    behind the codes.
     """
     per_step = QUAD if form.bits == 8 else STEP
+    step_bytes = TILE * form.bits * per_step // 8
+    whole = step_bytes % VECTOR_BYTES == 0
 
     def size(sizes: Sizes) -> Size:
-        step_bytes = TILE * form.bits * per_step // 8
-        return sizes["tiles"] * over(sizes["width"], per_step) * step_bytes + VECTOR_BYTES
+        steps = sizes["tiles"] * over(sizes["width"], per_step)
+        return steps * step_bytes + (0 if whole else VECTOR_BYTES)
 
-    return Memory(size, alignment=VECTOR_BYTES if form.bits == 8 else 1)
+    return Memory(size, alignment=VECTOR_BYTES if whole else TILE)
 
 
 def _groups(form: Format, sizes: Sizes, together: int = 1) -> Size:

@@ -60,7 +60,8 @@ def tile_bytes(kind: Kind) -> int:
 def dequantize_kernel(form: Format, kind: Kind) -> Kernel:
     """Tiles of 64 rows to tiles of the matrix unit; threads share them. See `SLOTS`.
 
-    A vector behind the codes may be read. Raises UnknownFormat for what `kinds_of` does not have.
+    What is read behind the arrays is in its contract (`npu.hvx.contracts`). Raises UnknownFormat
+    for what `kinds_of` does not have.
     """
     if kind not in kinds_of(form):
         raise UnknownFormat(f"{form} as tiles of {kind}", "use 2 to 4 bits, or symmetric 8 bits")
@@ -137,13 +138,15 @@ class _Tile:
             quads = (self.width + (QUAD - 1)) // QUAD
             place = (self.tile * quads + minimum(step * 2 + quad, quads - 1)) * (TILE * QUAD)
             places = (place + half * VECTOR_BYTES for half in range(_HALVES))
-            return [code.load(vectors.VECTOR, pointer, place) for place in places]
-        place = (self.tile * self.steps + step) * (TILE * self.form.bits)
+            return [vectors.load(code, pointer, place) for place in places]
+        step_bytes = TILE * self.form.bits
+        aligned = VECTOR_BYTES if step_bytes % VECTOR_BYTES == 0 else None
+        place = (self.tile * self.steps + step) * step_bytes
         words: Value | None = None
         for first in range(0, self.form.bits, 2):
             # of 3 planes, the last vector has the second one again
             start = min(first, self.form.bits - 2)
-            planes = code.load(vectors.VECTOR, pointer, place + start * TILE)
+            planes = code.load(vectors.VECTOR, pointer, place + start * TILE, align=aligned)
             entries = vectors.lookup16(planes >> 4 * quad, _spread_table(code), 0)
             rows = vectors.interleaved(vectors.low(entries), vectors.high(entries), 2)
             both = vectors.low(rows) << start | vectors.high(rows) << start + 1

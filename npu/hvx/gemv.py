@@ -37,8 +37,12 @@ SLOTS = (
 # What a thread needs of `scratch`: a vector, and the arguments of a scheduled loop.
 SCRATCH_BYTES = 512
 
-# Quads of a turn, as many as a group of 32 has.
+# Quads of a turn of bytes, and steps of one of planes: as many as a group of 32 has.
 _TOGETHER = 8
+_STEPS_TOGETHER = 4
+
+# Rows that become numbers together where they do so one by one.
+_LOADED = 8
 
 _HALF = TILE // 2
 _STEPS = BLOCK // STEP
@@ -236,21 +240,41 @@ class _Tile:
         code, zero = self.code, self.code.constant(vectors.PAIR, 0)
         places = _plane_pairs(self.form.bits)
         sums = [[code.variable(zero) for _ in range(2)] for _ in places]
-        pairs = minimum(last, self.steps)
-        with code.loop(first, pairs) as step:
-            table = self.a.pointer("tables")
-            # two quads a step, four to a vector: the first or the second two of it
-            tabled = vectors.load(code, table, (step >> 1) * VECTOR_BYTES)
-            later = (step & 1) > 0
-            turned = tabled.cast(vectors.VECTOR) >> 16
-            tabled = later.broadcast(32).select(turned, tabled.cast(vectors.VECTOR))
-            for place, (even, odd) in zip(places, sums, strict=True):
-                planes = code.load(vectors.VECTOR, self.codes, step * self.step_bytes + place)
-                low = vectors.lookup16(planes, tabled, 0)
-                high = vectors.lookup16(planes >> 4, tabled, 1)
-                even.set(vectors.add_widening(even.get(), vectors.low(low), vectors.low(high)))
-                odd.set(vectors.add_widening(odd.get(), vectors.high(low), vectors.high(high)))
+        whole = last - ((last - first) & (_STEPS_TOGETHER - 1))
+        for start, end, together in ((first, whole, _STEPS_TOGETHER), (whole, last, 1)):
+            with code.loop(start, end, together) as step:
+                for index in range(together):
+                    tabled, which = self.tabled(step + index, index if together > 1 else None)
+                    self.add_step(step + index, tabled, which, places, sums)
         return self.weighted(sums)
+
+    def tabled(self, step: Value, index: int | None) -> tuple[Value, int]:
+        """A vector with a step's two tables, and which of its four is the first of them.
+
+        `index` is odd where the step is, or None where that is not known.
+        """
+        held = vectors.load(self.code, self.a.pointer("tables"), (step >> 1) * VECTOR_BYTES)
+        if index is not None:
+            return held, index % 2 * 2
+        return ((step & 1) > 0).broadcast(_HALF).select(held >> 16, held), 0
+
+    def add_step(
+        self,
+        step: Value,
+        tabled: Value,
+        which: int,
+        places: list[int],
+        sums: list[list[Variable]],
+    ) -> None:
+        """Add the entries of both nibbles of a step's planes."""
+        aligned = VECTOR_BYTES if self.shape.step_bytes % VECTOR_BYTES == 0 else None
+        for place, (even, odd) in zip(places, sums, strict=True):
+            at = step * self.step_bytes + place
+            planes = self.code.load(vectors.VECTOR, self.codes, at, align=aligned)
+            low = vectors.lookup16(planes, tabled, which)
+            high = vectors.lookup16(planes >> 4, tabled, which + 1)
+            even.set(vectors.add_widening(even.get(), vectors.low(low), vectors.low(high)))
+            odd.set(vectors.add_widening(odd.get(), vectors.high(low), vectors.high(high)))
 
     def weighted(self, sums: list[list[Variable]]) -> list[Value]:
         """Planes' sums into one for even and one for odd rows."""
@@ -335,19 +359,23 @@ def finish(code: Code, a: Arguments, first: Value, last: Value, peak: Value) -> 
         start = tile * (4 * TILE)
         sums, units, bias, out = (code.offset(a.pointer(name), start) for name in names)
 
-        def number(total: Value, row: int, kind: Type) -> None:
+        def number(total: Value, row: int, kind: Type) -> Value:
             unit, addend = (code.load(kind, at, 4 * row, align=4) for at in (units, bias))
-            code.store(total.to(F32) * (unit * factor) + addend, out, 4 * row, align=4)
+            return total.to(F32) * (unit * factor) + addend
 
         if code.isa.lanes == 1:
-            for row in range(TILE):
-                held = row % 2 * _HALF + row // 2
-                number(code.load(I32, sums, 4 * held), row, F32)
+            for first_row in range(0, TILE, _LOADED):
+                # all loads first: for all that the compiler knows, they might be what is stored
+                rows = range(first_row, first_row + _LOADED)
+                held = [code.load(I32, sums, 4 * (row % 2 * _HALF + row // 2)) for row in rows]
+                made = [number(total, row, F32) for row, total in zip(rows, held, strict=True)]
+                for row, value in zip(rows, made, strict=True):
+                    code.store(value, out, 4 * row, align=4)
         else:
             even, odd = (vectors.load(code, sums, half * VECTOR_BYTES) for half in range(2))
             both = vectors.interleaved(even, odd)
-            number(vectors.low(both), 0, F32.of(_HALF))
-            number(vectors.high(both), _HALF, F32.of(_HALF))
+            for row, part in ((0, vectors.low(both)), (_HALF, vectors.high(both))):
+                code.store(number(part, row, F32.of(_HALF)), out, 4 * row, align=4)
 
 
 def factor_of(one: int) -> float:

@@ -49,7 +49,7 @@ def test_bytes_are_multiplied_two_vectors_a_packet(runs: dict[str, counts.Run]) 
     """8 packets for 1,024 weights would be all that the multipliers need."""
     run = runs["lookup_w8gc"]
     assert run.lookups == 0
-    assert run.per_1024(run.packets) < 14.5
+    assert run.per_1024(run.packets) < 13.5
 
 
 def test_every_kernel_of_every_family_is_counted(counted: list[counts.Run]) -> None:
