@@ -26,7 +26,7 @@ Rows = NDArray[np.float32]
 
 # Every kind of format: bits, what shares a scale, with and without zeros.
 FORMATS = (
-    *("w1g32", "w1g64", "w1g64a", "w1gc", "w1gca"),
+    *("w1g32", "w1g64a", "w1gc"),
     *("w2g32", "w2g64", "w2g64a", "w3g64", "w3g128a", "w4g32a", "w4g64", "w4g128", "w4gc", "w4gca"),
     *("w8g64", "w8g32a", "w8gc", "ternary", "ternaryg64"),
 )

@@ -283,7 +283,7 @@ def test_predictions_of_a_trained_model_stay_those_of_the_reference(
 ) -> None:
     from apps.eval import kl_divergence, log_softmax
 
-    for form in ("w8gc", "w4g32", "w3g32", "w2g64", "ternary"):
+    for form in ("w8gc", "w4g32", "w3g32", "w2g64", "ternary", "w1g32", "w1g64a"):
         convert(stories, tmp_path / form, weights=form, head=form)
         reference = edge.load(tmp_path / form, target="ref")
         ids = np.array(reference.encode(TEXT))
