@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cpu.kernels import argmax
 from edge.bundle import Bundle
 from edge.check import Check, compare
 from edge.graph import Linear, Op, Take
@@ -59,6 +60,7 @@ def check(bundle: Bundle, target: Target) -> Iterator[Check]:
         if start < end:
             yield from checker.run(op, start, end)
         start = end
+    yield checker.best()
     program.device.close()
 
 
@@ -149,6 +151,18 @@ class _Checker:
                 tile_bytes = weight.parts[name][0].nbytes
                 return self.lowering.part(weight, name) + tile * tile_bytes
         return 0
+
+    def best(self) -> Check:
+        """The choice of the best token, of the logits that the device made."""
+        calls = self.calls.step.calls
+        self.calls.run(len(calls) - 1, len(calls))
+        logits = self.value(self.bundle.graph.last.out)[0]
+        shape = self.lowering.threads, argmax.LINE
+        left = self.device.read(self.lowering.best, np.uint8, shape)
+        chosen = argmax.best_of_threads(left)
+        wanted = argmax.argmax(logits)
+        detail = "" if chosen == wanted else f"{chosen} is the best, and {wanted} the twin's"
+        return Check(calls[-1].kernel.name, "logits", np.inf if detail else 0.0, detail)
 
     def integers(self, rows: int) -> NDArray[np.int32]:
         """What the last product left, by row; even rows of a tile are first there."""

@@ -42,6 +42,7 @@ def test_every_op_is_its_twin(weights: str, tmp_path: Path) -> None:
     found = list(check.check(bundle, TARGET))
     assert [one for one in found if not one.passed] == []
     assert len(found) >= check.op_count(bundle)
+    assert {one.kernel for one in found} >= {"argmax", "attention_f16", "norm", "rope"}
     matrices = {op.weight for op in bundle.graph.ops() if isinstance(op, Linear)}
     assert matrices <= {one.subject for one in found}
 
