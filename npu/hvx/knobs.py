@@ -23,7 +23,8 @@ class Knobs:
     of so many last steps are `late`; `together` adds the sums of activations in one packet,
     `scales_together` loads a group's scales once; what zeros make is summed after the products of
     group `zeros_after`, or of the last; every so many pairs of planes (`doubled`, 0 for none) are
-    weighted by a shift instead of two sums. The others are `Loop`'s.
+    weighted by a shift instead of two sums. Groups whose bits are set in `interleaved` have planes
+    weighted as they are added; of 3 bits, all. The others are `Loop`'s.
     """
 
     multiplied: int
@@ -41,22 +42,31 @@ class Knobs:
     zeros_after: int = 3
     doubled: int = 0
     shuffle: int = 0
+    interleaved: int = 0
 
 
 # The shortest schedules that `search` found in some minutes.
 KNOBS = {
-    "w2g32": Knobs(0x55555555, 2, 1, 12, 1, False, 14, 10, "PSMN", 1, 19, False, 3, 0, 0),
-    "w2g32a": Knobs(0x22222222, 2, 0, 10, 2, False, 33, 14, "MNPS", 1, 19, False, 3, 0, 0),
+    "w2g32": Knobs(0x9440E1C, 1, 2, 14, 1, True, 28, 9, "PSMN", 1, 21, False, 2, 4, 27, 255),
+    "w2g32a": Knobs(0x88B0440C, 1, 2, 12, 1, False, 49, 17, "MNSP", 1, 17, True, 2, 3, 126, 255),
     "w2g64": Knobs(0x904A5492, 1, 1, 13, 2, True, 28, 15, "MNPS", 1, 18, True, 3, 0, 0),
-    "w2g64a": Knobs(0x32492498, 1, 1, 14, 2, True, 23, 17, "MNPS", 1, 18, False, 3, 0, 0),
+    "w2g64a": Knobs(0x8040D808, 1, 2, 12, 1, False, 55, 4, "MPNS", 1, 19, False, 2, 3, 551, 15),
     "w2g128": Knobs(0x49249249, 1, 1, 13, 1, True, 40, 18, "MNPS", 1, 17, False, 3, 0, 0),
     "w2g128a": Knobs(0xAAAAAAAA, 2, 2, 10, 1, False, 33, 12, "MNPS", 1, 19, False, 2, 0, 0),
     "w2c": Knobs(0x92492492, 1, 1, 13, 1, False, 40, 15, "MNPS", 1, 17, True, 3, 0, 0),
     "w2ca": Knobs(0xAAAAAAAA, 3, 1, 8, 2, False, 16, 6, "PSMN", 1, 21, False, 3, 0, 0),
-    "w3g32": Knobs(0xDB496093DB269089, 3, 1, 2, 4, False, 41, 5, "MNPS", 1, 29, False, 2, 4, 284),
-    "w3g32a": Knobs(0xE56A658C72678A37, 3, 0, 4, 1, True, 37, 19, "MNPS", 1, 27, True, 3, 1, 969),
-    "w3g64": Knobs(0x9F49A5DA8D3DDA55, 2, 1, 4, 2, True, 20, 19, "MPNS", 1, 27, True, 1, 0, 134),
-    "w3g64a": Knobs(0xBF798D5C9D3DDA75, 2, 1, 2, 2, True, 13, 16, "MNPS", 1, 28, True, 2, 0, 704),
+    "w3g32": Knobs(0x30080040412E, 1, 1, 10, 1, True, 56, 17, "MNPS", 1, 20, False, 1, 3, 659, 255),
+    "w3g32a": Knobs(0xA00190802040, 1, 0, 10, 1, True, 56, 4, "MNPS", 1, 23, False, 1, 0, 862, 255),
+    "w3g64": Knobs(0x9A0481CAE190, 1, 1, 11, 1, True, 44, 9, "NMSP", 1, 21, False, 2, 2, 868, 255),
+    "w3g64a": Knobs(0x700452401445, 1, 0, 10, 1, True, 49, 7, "MPNS", 1, 20, False, 1, 2, 311, 255),
+    "w3g128": Knobs(
+        0xD8C61E62080C, 1, 2, 13, 1, False, 53, 10, "MPNS", 1, 19, False, 0, 1, 976, 255
+    ),
+    "w3g128a": Knobs(
+        0xAC81534003B0, 2, 0, 11, 1, False, 41, 19, "MNSP", 1, 19, False, 3, 0, 753, 255
+    ),
+    "w3c": Knobs(0xCBE3FE24A2E2, 1, 1, 15, 1, True, 22, 11, "MNSP", 1, 23, True, 2, 1, 204, 255),
+    "w3ca": Knobs(0xB91B83871D67, 1, 1, 13, 1, True, 44, 0, "NMSP", 1, 17, True, 1, 4, 753, 255),
     "w4g32": Knobs(0x5555555555555555, 3, 1, 6, 1, True, 34, 14, "MNPS", 1, 23, False, 3, 0, 0),
     "w4g32a": Knobs(0x5555555555555555, 3, 1, 6, 1, True, 34, 14, "MNPS", 1, 23, False, 3, 0, 0),
     "w4g64": Knobs(0x5555555555555555, 4, 2, 6, 2, True, 34, 12, "MPNS", 1, 23, False, 2, 0, 0),

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["both_lookup", "multiply", "shift", "any", "none", "alone"]
+Kind = Literal["both_lookup", "multiply", "shift", "permute", "any", "none", "alone"]
 
 # Ways in which an operation of a kind takes units: multipliers M and N, shifter S, permuter P.
 _WAYS: dict[Kind, tuple[str, ...]] = {
     "both_lookup": ("SP",),
     "multiply": ("MN",),
     "shift": ("S",),
+    "permute": ("P",),
     "any": (),
     "none": ("",),
     "alone": ("MNSP",),  # beside scalars alone
@@ -30,7 +31,7 @@ _WAYS: dict[Kind, tuple[str, ...]] = {
 # it adds to are read later. In LLVM's itineraries of HVX (HexagonDepIICHVX.td), for all versions, a
 # result comes in stage 9, early sources are read in stage 5 and others in 7; halved as its
 # scheduler does, since threads take turns, a result is there for the next packet or the one after.
-_EARLY: tuple[Kind, ...] = ("both_lookup", "multiply", "shift")
+_EARLY: tuple[Kind, ...] = ("both_lookup", "multiply", "shift", "permute")
 EARLY_LATENCY = 2
 
 # Vector registers; the last is where loads for use in the same packet pass through.

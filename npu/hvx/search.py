@@ -26,7 +26,7 @@ from npu.hvx.schedule import DoesNotFit
 CHOICES: Mapping[str, Sequence[Any]] = {
     "ahead": range(1, 5),
     "multiplied_ahead": range(3),
-    "resident": range(4, 16),
+    "resident": range(4, 17),
     "late": range(5),
     "together": (False, True),
     "window": range(8, 60),
@@ -38,6 +38,7 @@ CHOICES: Mapping[str, Sequence[Any]] = {
     "zeros_after": range(4),
     "doubled": range(5),
     "shuffle": range(1000),
+    "interleaved": range(256),
 }
 
 # Shifts of a turn, at most, and how often some are turned over beside other knobs.
