@@ -49,7 +49,7 @@ class Knobs:
 KNOBS = {
     "w2g32": Knobs(0x9440E1C, 1, 2, 14, 1, True, 28, 9, "PSMN", 1, 21, False, 2, 4, 27, 255),
     "w2g32a": Knobs(0x88B0440C, 1, 2, 12, 1, False, 49, 17, "MNSP", 1, 17, True, 2, 3, 126, 255),
-    "w2g64": Knobs(0x904A5492, 1, 1, 13, 2, True, 28, 15, "MNPS", 1, 18, True, 3, 0, 0),
+    "w2g64": Knobs(0x87401113, 1, 2, 14, 1, True, 11, 8, "NMSP", 1, 20, False, 2, 4, 522, 15),
     "w2g64a": Knobs(0x8040D808, 1, 2, 12, 1, False, 55, 4, "MPNS", 1, 19, False, 2, 3, 551, 15),
     "w2g128": Knobs(0x49249249, 1, 1, 13, 1, True, 40, 18, "MNPS", 1, 17, False, 3, 0, 0),
     "w2g128a": Knobs(0xAAAAAAAA, 2, 2, 10, 1, False, 33, 12, "MNPS", 1, 19, False, 2, 0, 0),
@@ -67,8 +67,12 @@ KNOBS = {
     ),
     "w3c": Knobs(0xCBE3FE24A2E2, 1, 1, 15, 1, True, 22, 11, "MNSP", 1, 23, True, 2, 1, 204, 255),
     "w3ca": Knobs(0xB91B83871D67, 1, 1, 13, 1, True, 44, 0, "NMSP", 1, 17, True, 1, 4, 753, 255),
-    "w4g32": Knobs(0x5555555555555555, 3, 1, 6, 1, True, 34, 14, "MNPS", 1, 23, False, 3, 0, 0),
-    "w4g32a": Knobs(0x5555555555555555, 3, 1, 6, 1, True, 34, 14, "MNPS", 1, 23, False, 3, 0, 0),
+    "w4g32": Knobs(
+        0xB00C006D50A20C23, 1, 2, 10, 2, True, 58, 9, "NMSP", 1, 18, False, 3, 1, 540, 255
+    ),
+    "w4g32a": Knobs(
+        0x834881030A005008, 1, 2, 10, 2, True, 53, 7, "SMNP", 1, 21, False, 2, 0, 976, 255
+    ),
     "w4g64": Knobs(0x5555555555555555, 4, 2, 6, 2, True, 34, 12, "MPNS", 1, 23, False, 2, 0, 0),
     "w4g64a": Knobs(0xAAAAAAAAAAAAAAAA, 3, 2, 6, 2, True, 56, 14, "MNPS", 1, 27, False, 3, 0, 0),
     "w4g128": Knobs(0xAAAABA2EAAEA8AAA, 2, 1, 6, 3, True, 40, 9, "MNPS", 1, 24, False, 0, 0, 0),

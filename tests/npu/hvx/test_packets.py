@@ -9,11 +9,16 @@ from npu.hvx import packets
 
 # Packets for 1,000 weights: no more than docs/hexagon.md says.
 MOST = {
+    "w2g32": 6.48,
     "w2g64": 5.99,
-    "w2g64a": 6.11,
+    "w2g64a": 5.93,
     "w2g128": 5.74,
     "ternary": 5.5,
-    "w3g64": 13.2,
+    "w3g32": 11.05,
+    "w3g64": 10.81,
+    "w3g128a": 10.81,
+    "w3gca": 10.87,
+    "w4g32": 11.85,
     "w4g64": 11.72,
     "w4g64a": 11.72,
     "w4g128": 11.11,
