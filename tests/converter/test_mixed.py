@@ -16,13 +16,13 @@ from tests.converter.quantize.layers import divergence
 
 
 def test_mixed_widths_beat_one_width_at_its_size(stories: Path, tmp_path: Path) -> None:
-    """By 3 % of the KL divergence at 3 bits, rounded to nearest."""
-    plain = prepare(stories, Formats.parse("w3g32", "w3g32")).plan
-    one = divergence(stories, tmp_path, weights="w3g32", head="w3g32")
+    """By 5 % of the KL divergence at the size of `--weights w3g32`, rounded to nearest."""
+    plain = prepare(stories, Formats.parse("w3g32")).plan
+    one = divergence(stories, tmp_path, weights="w3g32", texts=3)
     size = f"{8 * plain.byte_count / plain.parameter_count:.4f}bpw"
-    mixed = divergence(stories, tmp_path, weights="w3g32", head="w3g32", size=size)
+    mixed = divergence(stories, tmp_path, weights="w3g32", size=size, texts=3)
     assert sum(p.byte_count for p in prepare_mixed(stories, size)) <= plain.byte_count
-    assert mixed < 0.98 * one
+    assert mixed < 0.95 * one
 
 
 def test_widths_are_measured_with_the_quantizer_that_is_used(
@@ -38,7 +38,7 @@ def test_widths_are_measured_with_the_quantizer_that_is_used(
 
 
 def prepare_mixed(source: Path, size: str) -> tuple[object, ...]:
-    return prepare(source, Formats.parse("w3g32", "w3g32"), size=size).plan.tensors
+    return prepare(source, Formats.parse("w3g32"), size=size).plan.tensors
 
 
 def test_a_size_that_nothing_fits_is_refused_before_anything_is_measured(
