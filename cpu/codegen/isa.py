@@ -105,6 +105,9 @@ class Tiles:
 class Reading:
     """How weights are best read from memory: as so many streams, and lines asked for ahead in each.
 
+    Weights that are not to be kept (`keep`) stay out of all but the nearest cache, as each is used
+    once a step.
+
     Processors fetch ahead by themselves within a page and for a stream or two; how much more they
     must be asked for differs. Measured on the 1.8B shape at 4 bits, GB/s of one thread and of two,
     where a plain sum of the memory reads 31 and 38 on the first and 19 and 35 on the second:
@@ -115,10 +118,14 @@ class Reading:
     | 4, 1 KB          | 11 and 18 | 12 and 23       |
     | 1, 4 KB          | 25 and 29 |                 |
     | 1, 8 KB          | 30 and 29 |                 |
+
+    Later, with lines asked for in small lots (`Isa.unroll`), on two threads of a Zen 5 whose sum
+    read 46: 8 KB ahead 42.5, 6 KB 43.3, and not to be kept 43.5; at 2 bits 42.8, 43.8 and 44.6.
     """
 
     streams: int = 1
     ahead_bytes: int = 8192
+    keep: bool = True
 
 
 @dataclass(frozen=True)
@@ -152,9 +159,10 @@ class Isa:
     nothing to expand, and `dot_bytes` takes the codes as they are stored. `dots_by_lane` says that
     they can take 4 activations out of a vector, so that these are loaded together. For many rows,
     the accumulators of `together` rows and slots are in registers at a time, and `dot_pairs`, where
-    there is one, takes codes of two outputs with both terms of a row. Where a tile is taken in
-    parts, a part's block is a loop of at least `turns`: of one turn there is no loop, and the code
-    of all parts is scheduled as one. `floats` is for float vectors that lack operations. `aligned`
+    there is one, takes codes of two outputs with both terms of a row. In decode, a turn of the
+    innermost loop takes `unroll` steps, or half a block: of a whole block the compiler would put
+    all that asks for lines ahead at the end, and so many at once are slow (w4g64, two threads of a
+    Zen 5: 32 GB/s, and 42 so). `floats` is for float vectors that lack operations. `aligned`
     processors read scalars at multiples of their size alone: others are put together from bytes.
     """
 
@@ -174,7 +182,7 @@ class Isa:
     data_layout: str = ""
     dots_by_lane: bool = False
     dot_pairs: PairProduct | None = None
-    turns: int = 1
+    unroll: int = 2
     tiles: Tiles | None = None
     floats: VectorFloats | None = None
     aligned: bool = False

@@ -385,11 +385,14 @@ class Code:
     def _alignment(self, kind: Type) -> int:
         return kind.byte_count if self.isa.aligned and kind.lanes == 1 else 1
 
-    def prefetch(self, pointer: Value, byte_count: Value | int) -> None:
-        """Ask for the line at a pointer plus an offset; past the end of memory it does nothing."""
+    def prefetch(self, pointer: Value, byte_count: Value | int, *, keep: bool = True) -> None:
+        """Ask for the line at a pointer plus an offset; past the end of memory it does nothing.
+
+        A line that is not to be kept is used once: outer caches may do without it.
+        """
         word = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [_element("ptr"), word, word, word])
-        settings = [ir.Constant(word, number) for number in (0, 3, 1)]  # read, keep, data
+        settings = [ir.Constant(word, number) for number in (0, 3 if keep else 0, 1)]
         address = self.offset(pointer, byte_count).ir
         self.builder.call(self.declare("llvm.prefetch.p0", kind), [address, *settings])
 

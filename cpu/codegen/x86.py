@@ -180,6 +180,6 @@ def _isa(name: str, processor: str, features: str, reading: Reading, *, tiles: T
 
 # By the feature that a target must name, the least first.
 TABLES: dict[str, Isa] = {
-    "vnni": _isa("x86-vnni", "icelake-server", _AVX512, Reading(), tiles=None),
+    "vnni": _isa("x86-vnni", "icelake-server", _AVX512, Reading(1, 6144, keep=False), tiles=None),
     "amx": _isa("x86-amx", "sapphirerapids", _AVX512 + _AMX, Reading(4, 1024), tiles=_TILES),
 }

@@ -143,9 +143,13 @@ class Outputs:
         """Scales of a block's weights in the lanes of accumulators; None where a row has one."""
         if not self.shape.grouped:
             return [None] * len(slots)
-        place = (self.tile * self.blocks + block) * (2 * TILE) + 2 * part
-        rows = self.code.load(F16.of(self.layout.row_count), self.a.pointer("scales"), place)
+        place, kind = self.scales_place(block) + 2 * part, F16.of(self.layout.row_count)
+        rows = self.code.load(kind, self.a.pointer("scales"), place)
         return [rows.shuffle(self.layout.rows[slot]).to(F32) for slot in slots]
+
+    def scales_place(self, block: Value) -> Value:
+        """Where the scales of a group are, in bytes."""
+        return (self.tile * self.blocks + block) * (2 * TILE)
 
     def add_scaled(
         self,

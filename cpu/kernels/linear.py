@@ -19,8 +19,8 @@ from edge.planes import STEP, TILE, Quantized, zeros_of
 
 _LINE = 64
 
-# Steps of a turn of the innermost loop where a tile is taken in parts, at most.
-UNROLL = 4
+# Bytes ahead at which scales are asked for: some blocks, 2 % of the time at 2 bits and at 4.
+_SCALES_AHEAD_BYTES = 1024
 
 SLOTS = (
     *("x", "codes", "scales", "zeros", "bias", "out"),
@@ -78,17 +78,14 @@ class _Tile(Outputs):
     ) -> None:
         """One block of every row, from a step to another, or of all its steps."""
         code = self.code
+        self.prefetch_scales(block)
         for part, totals in zip(self.parts, sums, strict=True):
             terms = self.start(x, block, self.slots)
             if last is not None:
                 with code.loop(first, last) as index:
                     self.step(x, index, part, terms, tail=True)
-            elif len(self.parts) == 1:
-                for i in range(self.shape.steps):
-                    self.step(x, first + i, part, terms)
             else:
-                # a block of code of its own keeps the scheduler from mixing what follows in
-                unroll = min(UNROLL, self.shape.steps // code.isa.turns)
+                unroll = min(code.isa.unroll, self.shape.steps // 2)
                 with code.loop(first, first + self.shape.steps, unroll) as index:
                     for i in range(unroll):
                         self.step(x, index + i, part, terms)
@@ -113,8 +110,17 @@ class _Tile(Outputs):
     def prefetch(self, index: Value) -> None:
         """Ask for the codes that follow in this stream."""
         ahead = index * self.shape.step_bytes + self.code.isa.reading.ahead_bytes
-        for line in range(0, self.shape.step_bytes, _LINE):
-            self.code.prefetch(self.codes, ahead + line)
+        self.prefetch_lines(self.codes, ahead, self.shape.step_bytes)
+
+    def prefetch_scales(self, block: Value) -> None:
+        """Ask for the scales of a block that follows."""
+        if self.shape.grouped:
+            ahead = self.scales_place(block) + _SCALES_AHEAD_BYTES
+            self.prefetch_lines(self.a.pointer("scales"), ahead, 2 * TILE)
+
+    def prefetch_lines(self, pointer: Value, first: Value, byte_count: int) -> None:
+        for line in range(0, byte_count, _LINE):
+            self.code.prefetch(pointer, first + line, keep=self.code.isa.reading.keep)
 
 
 def linear(form: Format, weights: Quantized, x: NDArray[np.float32]) -> NDArray[np.float32]:
