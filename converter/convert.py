@@ -33,7 +33,7 @@ from converter.rotate import rotate
 from converter.samples import MOST_DRAWN, PROBE, WANTED, KeptTensors, Samples, choose_samples
 from converter.scaling import find_scales
 from converter.sources.open import open_source
-from converter.sources.source import Source, describe
+from converter.sources.source import Source, check_unchanged, describe
 from converter.sources.tokenizer import read_tokenizer
 from converter.watch import Silent, Watcher
 from converter.weights import Weights
@@ -69,6 +69,7 @@ class Job:
 
     `notes` are what the user should know of tensors that are quantized in the source. `folds` are
     what is multiplied into the weights; with `scaled`, scales by activation come on top.
+    `fingerprint` is the checkpoint's when it was opened.
     """
 
     checkpoint: Source
@@ -81,6 +82,7 @@ class Job:
     quality: Quality = FAST
     folds: Folds = field(default_factory=dict)
     scaled: bool = False
+    fingerprint: Mapping[str, list[int]] = field(default_factory=dict)
 
     @property
     def weights(self) -> Weights:
@@ -92,7 +94,7 @@ class Job:
         facts = {
             "schema": SCHEMA,
             "lutra": VERSION,
-            "source": self.checkpoint.fingerprint,
+            "source": self.fingerprint,
             "config": self.checkpoint.config,
             "context": self.model.graph.context,  # longrope's frequencies depend on it
             "plan": [[p.tensor.name, p.tensor.shape, str(p.form)] for p in self.plan.tensors],
@@ -129,6 +131,7 @@ def prepare(
     for target in parsed:
         backend_for(target)
     checkpoint = open_source(source, revision, lora)
+    fingerprint = checkpoint.fingerprint
     model = build_model(checkpoint.config, context)
     weights = Weights(model, checkpoint)
     weights.check()
@@ -137,9 +140,8 @@ def prepare(
         npu.check(weights.model.graph, quality.method)
     plan, notes = plan_source(weights, formats)
     scaled = scaled or (quality.method is not None and quality.method.scaled)
-    job = Job(
-        checkpoint, weights.model, plan, chunk, parsed, npu, notes, quality, weights.folds, scaled
-    )
+    job = Job(checkpoint, weights.model, plan, chunk, parsed, npu, notes, quality, weights.folds)
+    job = replace(job, scaled=scaled, fingerprint=fingerprint)
     return job if size is None else _mixed(job, size, watcher or Silent())
 
 
@@ -209,6 +211,7 @@ def run(
             artifacts=artifacts,
             npu=npu,
         )
+        check_unchanged(job.checkpoint, job.fingerprint)
         writer.finish(manifest.to_text())
     return manifest
 

@@ -86,6 +86,12 @@ class MissingTensor(LutraError):
     exit_code = 16
 
 
+class SourceChanged(LutraError):
+    """A file of the checkpoint, or of an adapter, was changed while it was converted."""
+
+    exit_code = 17
+
+
 # Outputs: what the converter writes.
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ class Checkpoint:
         path = self.folder / name
         return _read(path) if os.path.lexists(path) else None
 
-    @cached_property
+    @property
     def fingerprint(self) -> dict[str, list[int]]:
         """Size and modification time of every shard: tells whether the weights have changed."""
         stats = {name: shard.path.stat() for name, shard in self._shards.items()}

@@ -7,6 +7,7 @@ model files, tokenizer and plan know one layout alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.errors import SourceChanged
 from edge.formats import Format
 from edge.planes import Quantized
 
@@ -62,7 +64,7 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> dict[str, list[int]]:
-        """Size and modification time of every file of weights."""
+        """Size and modification time of every file of weights, as they are now."""
         ...
 
     @property
@@ -101,6 +103,24 @@ class Source(Protocol):
     def read_bytes(self, name: str) -> bytes | None:
         """A small file of the layout; None where there is none."""
         ...
+
+
+def check_unchanged(source: Source, before: Mapping[str, list[int]]) -> None:
+    """Compare the files of weights with an earlier fingerprint. Raises SourceChanged."""
+    try:
+        now = source.fingerprint
+    except OSError as error:
+        raise _changed(source, f"{error.filename} is gone") from error
+    changed = [name for name, facts in now.items() if before.get(name) != facts]
+    if changed:
+        raise _changed(source, f"{', '.join(changed)} changed")
+
+
+def _changed(source: Source, what: str) -> SourceChanged:
+    return SourceChanged(
+        f"{source.folder}: {what} while it was converted, so that the bundle may be of two models",
+        "let nothing write there, and convert again",
+    )
 
 
 def describe(source: Source) -> str:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ from converter import convert as conversion
 from converter.convert import convert
 from converter.npu import plan_npu
 from converter.plan import Formats
+from converter.watch import Silent
 from edge import bundle_writer, disk
 from edge.bundle import Bundle, verify
 from edge.errors import (
     NoSpace,
     OutputExists,
+    SourceChanged,
 )
 from tests.checkpoints import make_checkpoint
+from tests.gguf_files import write_gguf
 
 
 @pytest.fixture
@@ -154,6 +158,36 @@ def test_a_disk_that_fills_up(
 
 class Stop(BaseException):
     pass
+
+
+class Meddler(Silent):
+    """Does something to the source when the weights are written and their checksums made."""
+
+    def __init__(self, meddle: Callable[[], object]) -> None:
+        self._meddle = meddle
+
+    def start(self, what: str, total: int, unit: str) -> None:
+        if what == "checksums":
+            self._meddle()
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_a_source_that_changes_is_no_bundle(kind: str, checkpoint: Path, tmp_path: Path) -> None:
+    source, out = checkpoint, tmp_path / "m.lutra"
+    weights = checkpoint / "model.safetensors"
+    if kind == "gguf":
+        pytest.importorskip("gguf")
+        source = weights = write_gguf(checkpoint, tmp_path / "model.gguf")
+    later = weights.stat().st_mtime_ns + 1
+    touch = Meddler(lambda: os.utime(weights, ns=(later, later)))
+    with pytest.raises(SourceChanged, match=rf"{weights.name} changed while it was converted"):
+        convert(source, out, watcher=touch)
+    assert not out.exists()
+    convert(source, out)
+    verify(Bundle.open(out))
+    with pytest.raises(SourceChanged, match=rf"{weights.name} is gone while it was converted"):
+        convert(source, out, overwrite=True, watcher=Meddler(weights.unlink))
+    verify(Bundle.open(out))
 
 
 def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
