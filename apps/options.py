@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -11,9 +14,11 @@ from typing import get_args
 import edge
 from apps.output import print_note
 from apps.pocket.bundle import NAME, find_bundle
+from apps.progress import Bar
 from edge.kvcache import CacheFormat
 from edge.model import DEFAULT_SAMPLING, TRANSFORMERS_SAMPLING, LesserTarget, Model
 from edge.sampler import Sampling
+from edge.watch import watched_by
 
 
 def add_bundle(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -62,12 +67,28 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None = Non
     )
 
 
+@contextmanager
+def bar_of_loading(*, quiet: bool) -> Iterator[None]:
+    """Shows what a load within it compiles, which the first one on a machine does."""
+    bar = Bar(quiet=quiet, patience_s=0.3)
+    try:
+        with watched_by(bar):
+            yield
+    finally:
+        bar.finish()
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
 def load_model(args: argparse.Namespace, other: Path | None = None) -> Model:
     """Load the model that the options name, or another one in the same way.
 
     A note says where it runs on less than was asked for.
     """
-    with warnings.catch_warnings():
+    quiet = args.quiet or args.json or not _is_terminal()
+    with warnings.catch_warnings(), bar_of_loading(quiet=quiet):
         warnings.simplefilter("ignore", LesserTarget)
         model = edge.load(
             other or args.bundle,

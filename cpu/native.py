@@ -17,6 +17,7 @@ from cpu.kernels.kernel import Kernel
 from cpu.kernels.step import NAME
 from edge.errors import MissingDependency, UnknownTarget
 from edge.formats import Format
+from edge.watch import listening
 
 if TYPE_CHECKING:
     from cpu.codegen.emit import Module
@@ -71,6 +72,8 @@ def compile_native(formats: Iterable[Format], isa: Isa) -> Native:
     """Compile the kernels for tensors of these formats, or take them from the cache."""
     matrix_unit = isa.tiles is not None
     made = families(formats, matrix_unit=matrix_unit)
+    # a kernel is written, and then compiled with its family
+    listening().start("compiling", 2 * sum(map(len, made.values())), "steps")
     images = [_image(isa, name, kernels) for name, kernels in made.items()]
     return Native(images, matrix_unit=matrix_unit)
 
@@ -82,12 +85,15 @@ def _image(isa: Isa, family: str, kernels: Sequence[Kernel]) -> Image:
     facts = [family, isa.name, sources_digest(), llvmlite.__version__]
     path = cache_folder() / f"{key_of(facts)}.code"
     with contextlib.suppress(OSError, BadImage):
-        return Image.open(path)
+        image = Image.open(path)
+        listening().advance(2 * len(kernels))
+        return image
 
     from cpu.codegen.emit import object_code
 
     content = link_image(object_code(_module(isa, kernels, step=family == COMMON)))
     keep(path, content)
+    listening().advance(len(kernels))
     return Image.of(content)
 
 
@@ -99,6 +105,7 @@ def _module(isa: Isa, kernels: Iterable[Kernel], *, step: bool) -> Module:
     module = Module(isa)
     for kernel in kernels:
         kernel.emit(module)
+        listening().advance(1)
     if step:
         emit_step(module)
     return module

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
 
 from apps.progress import Bar
+from tests.apps.conftest import Lutra
 
 
 class Terminal(io.StringIO):
@@ -44,3 +49,41 @@ def test_elsewhere_there_is_a_line_every_ten_seconds() -> None:
 def test_quick_work_and_quiet_work_show_nothing() -> None:
     assert work(io.StringIO(), 5) == ""
     assert work(Terminal(), 10, quiet=True) == ""
+
+
+class Steps(Bar):
+    """Counts what it would show."""
+
+    made: ClassVar[list[Steps]] = []
+
+    def __init__(self, *, quiet: bool, patience_s: float) -> None:
+        super().__init__(quiet=quiet, patience_s=patience_s, stream=io.StringIO())
+        self.made.append(self)
+        self.quiet = quiet
+        self.shown: dict[str, list[int]] = {}
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        super().start(stage, total, unit)
+        if stage:
+            self.shown = {stage: [0, total]}
+
+    def advance(self, count: int) -> None:
+        super().advance(count)
+        self.shown[self._stage][0] += count
+
+
+def test_what_a_first_load_compiles_is_shown(
+    lutra: Lutra, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path
+) -> None:
+    """Every step is counted, whether it is compiled or comes from the cache; not in JSON."""
+    pytest.importorskip("llvmlite")
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path))
+    monkeypatch.setattr("apps.options.Bar", Steps)
+    monkeypatch.setattr("apps.options._is_terminal", lambda: True)
+    words = ("run", bundle, "--tokens", "1", "--greedy", "--max-tokens", 1)
+    for options in ((), ("--json",)):
+        assert lutra(*words, *options).code == 0
+        bar = Steps.made.pop()
+        done, total = bar.shown["compiling"]
+        assert done == total > 0
+        assert bar.quiet == bool(options)
