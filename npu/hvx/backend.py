@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edge.backend import Artifact
 from edge.bundle import Bundle
-from edge.errors import NpuUnavailable, UnknownFormat, UnknownTarget
+from edge.errors import NpuUnavailable, UnknownTarget
 from edge.formats import Format
 from edge.graph import Graph
 from edge.target import Machine, Target
@@ -49,7 +49,6 @@ class HvxBackend:
         """One skel library. It does not depend on the model, only on its formats."""
         from npu.hvx import build, skel
 
-        formats = _known(formats)
         if target == EMULATED:
             raise UnknownTarget(
                 f"target {target}: it is emulated, and compiled when it runs", "leave it out"
@@ -59,11 +58,7 @@ class HvxBackend:
         return [Artifact(f"{SKELS}/{path.name}", target, build.tools())]
 
     def load(self, bundle: Bundle, target: Target, threads: int | None = None) -> HvxProgram:
-        """See `edge.backend.Backend`.
-
-        Raises NpuUnavailable, AlteredBundle, CallRefused, or UnknownFormat at 1 bit.
-        """
-        _known(record.form for record in bundle.manifest.tensors.values())
+        """See `edge.backend.Backend`. Raises NpuUnavailable, AlteredBundle or CallRefused."""
         if target == EMULATED:
             return emulated(bundle, target, threads)
         made = [a.path for a in bundle.manifest.artifacts if a.target == target]
@@ -72,16 +67,6 @@ class HvxBackend:
                 f"{bundle.folder} is not compiled for {target}", f"convert with --targets {target}"
             )
         return on_phone(bundle, target, bundle.checked(made[0]).parent, threads)
-
-
-def _known(formats: Iterable[Format]) -> list[Format]:
-    """The same formats. Raises UnknownFormat for those that there are no kernels for."""
-    known = list(formats)
-    if lacking := sorted({str(form) for form in known if form.bits == 1}):
-        raise UnknownFormat(
-            f"no Hexagon kernels for {', '.join(lacking)}", "use 2 bits or more, or --decode cpu"
-        )
-    return known
 
 
 def _missing() -> str:

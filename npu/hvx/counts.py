@@ -37,8 +37,8 @@ from npu.hvx.isa import EMULATED, table
 from npu.hvx.tables import BLOCK
 
 FORMATS = (
-    *(f"w{b}g{g}{z}" for b in (2, 3, 4) for g in (32, 64, 128) for z in ("", "a")),
-    *("w2gc", "w3gc", "w4gc", "w8gc", "w8g64", "w8g64a", "ternary", "ternaryg64", "f16"),
+    *(f"w{b}g{g}{z}" for b in (1, 2, 3, 4) for g in (32, 64, 128) for z in ("", "a")),
+    *("w1gc", "w2gc", "w3gc", "w4gc", "w8gc", "w8g64", "w8g64a", "ternary", "ternaryg64", "f16"),
 )
 
 # A layer as BitNet-2B has it: matrices of 40 tiles and 10 blocks, 2560 x 2560, 20 heads; behind 64

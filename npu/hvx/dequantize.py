@@ -9,9 +9,9 @@ for a matrix unit that multiplies fours or pairs of neighbours:
     float16  [row tiles, column tiles, 16, 32, 2]    the same times the group's scale, rounded once
 
 Scales of channels and tensors are for the sums to be multiplied by, and so are those of groups for
-int8. Columns behind a row's last are 0; rows behind the last are of no use. All is done in
-integers, also the rounding of float16, so that every Hexagon makes the same bits as the twin
-`tiles_of`.
+int8. At 1 bit, where a code less its zero is half of 1 or -1, int8 has twice that. Columns behind a
+row's last are 0; rows behind the last are of no use. All is done in integers, also the rounding of
+float16, so that every Hexagon makes the same bits as the twin `tiles_of`.
 """
 
 from __future__ import annotations
@@ -47,10 +47,14 @@ _INFINITE = 0x7C00
 
 
 def kinds_of(form: Format) -> tuple[Kind, ...]:
-    """What a format's tiles may be: 8-bit codes less their zeros do not always fit a byte."""
-    if form.bits < 8:
-        return "int8", "f16"
-    return () if form.asymmetric else ("int8",)
+    """What a format's tiles may be.
+
+    With zeros of its groups, an 8-bit code less its zero does not always fit a byte, nor one of 1
+    bit, in parts of a code, the product with a scale.
+    """
+    if form.asymmetric and form.bits in (1, 8):
+        return ()
+    return ("int8",) if form.bits == 8 else ("int8", "f16")
 
 
 def tile_bytes(kind: Kind) -> int:
@@ -144,12 +148,14 @@ class _Tile:
         place = (self.tile * self.steps + step) * step_bytes
         words: Value | None = None
         for first in range(0, self.form.bits, 2):
-            # of 3 planes, the last vector has the second one again
-            start = min(first, self.form.bits - 2)
+            # of 3 planes, the last vector has the second one again; of 1, the next step's
+            start = max(0, min(first, self.form.bits - 2))
             planes = code.load(vectors.VECTOR, pointer, place + start * TILE, align=aligned)
             entries = vectors.lookup16(planes >> 4 * quad, _spread_table(code), 0)
             rows = vectors.interleaved(vectors.low(entries), vectors.high(entries), 2)
-            both = vectors.low(rows) << start | vectors.high(rows) << start + 1
+            both = vectors.low(rows) << start
+            if self.form.bits > 1:
+                both = both | vectors.high(rows) << start + 1
             words = both if words is None else words | both
         assert words is not None
         ends = (words & 0x0F0F0F0F), (words >> 4 & 0x0F0F0F0F)
@@ -187,7 +193,7 @@ class _Tile:
 
     def numbers(self) -> list[int]:
         """What the codes of a symmetric format stand for, and more of the kind up to 16."""
-        return list(range(-int(self.form.zero), 16 - int(self.form.zero)))
+        return [int(_parts(self.form) * (code - self.form.zero)) for code in range(16)]
 
     def group(self, step: Value) -> _Group:
         """Of the group that a step is in."""
@@ -216,19 +222,30 @@ class _Tile:
         return _Group(zeros, *zip(*map(_scale_parts, halves), strict=True))
 
     def rounded(self, numbers: Value, group: _Group, half: int) -> Value:
-        """Whole numbers below 16 times a float16 each, rounded to nearest, ties to even."""
+        """Whole numbers below 16, or halves of 1, times a float16 each, rounded to nearest, ties to
+        even.
+        """
         zero = self.code.constant(vectors.HALVES, 0)
         sizes = numbers.maximum(zero - numbers)
         product = sizes * group.fractions[half]
         excess = (zero - vectors.leading_zeros_of_halves(product) + (15 - _FRACTION)).maximum(0)
+        power = group.exponents[half]
+        if _parts(self.form) == 2:
+            excess = excess.maximum(zero + 1 - power)
+            power = power - 1
         one = zero + 1
         odd = (product >> excess) & excess.minimum(one)
         kept = (product + (((one << excess) - 1) >> 1) + odd) >> excess
-        power = (group.exponents[half] + excess).minimum(30)
+        power = (power + excess).minimum(30)
         bits = ((power << _FRACTION) + kept).minimum(_INFINITE)
         sign = (numbers ^ group.signs[half]) & _SIGN
         made = product.equals(0).select(zero, bits) | sign
         return vectors.raw(made)
+
+
+def _parts(form: Format) -> int:
+    """What codes less zeros are multiplied by to be whole numbers."""
+    return 2 if form.bits == 1 else 1
 
 
 def _scale_parts(bits: Value) -> tuple[Value, Value, Value]:
@@ -261,14 +278,13 @@ def _table8(code: Code, entries: list[int]) -> Value:
 def tiles_of(form: Format, weights: Quantized, kind: Kind) -> NDArray[np.int8 | np.float16]:
     """The twin: tiles of the matrix unit, of all rows in tiles of 64."""
     rows, width = weights.codes.shape
-    numbers = weights.codes.astype(np.int32)
     group = form.group_size(width)
     index = np.arange(width) // group
-    zeros = np.array(int(form.zero)) if weights.zeros is None else weights.zeros[:, index]
-    numbers = numbers - zeros
+    zeros = np.float32(form.zero) if weights.zeros is None else weights.zeros[:, index]
+    numbers = weights.codes.astype(np.float32) - zeros
     wide = -(-rows // TILE) * TILE - rows, -(-width // UNIT) * UNIT - width
     if kind == "int8":
-        values = numbers.astype(np.int8)
+        values = (_parts(form) * numbers).astype(np.int8)
     elif form.granularity == "group":
         scales = weights.scales.astype(np.float16).astype(np.float32)[:, index]
         values = (numbers * scales).astype(np.float16)

@@ -233,7 +233,7 @@ class _Tile:
         for total, product in zip(sums, products, strict=True):
             total.set(total.get() + product)
 
-    # 2 to 4 bits: tables.
+    # 1 to 4 bits: tables.
 
     def planes(self, first: Value, last: Value) -> list[Value]:
         """The planes' sums of a group, weighted by powers of two."""
@@ -287,6 +287,8 @@ class _Tile:
                 planes += [vectors.low(both), vectors.high(both)]
             if self.form.bits == 3:
                 del planes[2]  # the second pair is of planes 1 and 2
+            elif self.form.bits == 1:
+                del planes[1]  # of the next step
             total = planes[0]
             for bit, plane in enumerate(planes[1:], 1):
                 total = total + (plane << bit)
@@ -348,7 +350,7 @@ class _Tile:
 
 def _plane_pairs(bits: int) -> list[int]:
     """Where in a step's bytes pairs of planes are; of 3, the second pair has plane 1 once more."""
-    return {2: [0], 3: [0, TILE], 4: [0, 2 * TILE]}[bits]
+    return {1: [0], 2: [0], 3: [0, TILE], 4: [0, 2 * TILE]}[bits]
 
 
 def finish(code: Code, a: Arguments, first: Value, last: Value, peak: Value) -> None:

@@ -76,7 +76,8 @@ def _offsets(
         return None
     wide = zeros_of(form, parts["zeros"])
     offsets = -wide if form.bits == 8 else np.float32(2**form.bits - 1) - 2 * wide
-    scaled = np.rint(offsets * shares * np.float32(2.0**-form.bits)).astype(np.int16)
+    scaled = np.rint(offsets * shares * np.float32(2.0**-form.bits))
+    scaled = scaled.clip(max=LARGEST).astype(np.int16)  # at 1 bit an offset may be all of 2
     padded = np.pad(scaled, ((0, 0), (0, scaled.shape[1] % 2), (0, 0)))
     parted = padded.reshape(len(scaled), -1, 2, TILE // 2, 2)  # [.., group, rows, parity]
     return np.ascontiguousarray(parted.transpose(0, 1, 4, 3, 2))

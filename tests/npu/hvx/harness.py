@@ -21,6 +21,7 @@ from npu.hvx.isa import EMULATED, table
 from npu.hvx.weights import RowScales, group_of, row_scales
 
 FORMATS = (
+    *("w1g32a", "w1g64", "w1gc", "w1gca"),
     *("w2g32", "w2g64", "w2g64a", "w2g128", "w2g128a", "w2gc", "w3g32", "w3g32a", "w3g64"),
     *("w3g128a", "w3gc", "w3gca", "w4g32"),
     *("w4g32a", "w4g64", "w4g64a", "w4g128", "w4g128a", "w4gc", "w4gca"),

@@ -29,7 +29,7 @@ from npu.hvx.protocol import Argument, Call, Place, input_place, output_place
 from npu.hvx.weights import RowScales, group_of, row_scales
 from tests.npu.hvx.harness import require_emulator
 
-FORMATS = ("w2g64a", "w3g64", "w4g64", "w4gc", "w8g64", "ternary")
+FORMATS = ("w1g64", "w2g64a", "w3g64", "w4g64", "w4gc", "w8g64", "ternary")
 
 # What every kernel's work is cut into.
 _PARTS = 2

@@ -35,7 +35,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("check"), "w4g64")
 
 
-@pytest.mark.parametrize("weights", ["w2g32a", "w8gc", "ternary", "f16"])
+@pytest.mark.parametrize("weights", ["w1g64", "w2g32a", "w8gc", "ternary", "f16"])
 def test_every_op_is_its_twin(weights: str, tmp_path: Path) -> None:
     require_emulator()
     bundle = Bundle.open(make_bundle(tmp_path, weights))

@@ -42,7 +42,8 @@ def test_the_largest_sums_do_not_overflow(device: Device, text: str, code: str) 
     weights = random_weights(form, 64, 14336, np.random.default_rng(6))
     weights.codes[:] = 0 if code == "least" else form.levels - 1
     if weights.zeros is not None:
-        weights.zeros[:] = form.levels - 1 if code == "least" else 0
+        most = 255 if form.bits == 1 else form.levels - 1
+        weights.zeros[:] = most if code == "least" else 0
     weights.scales[:] = 1
     x = np.full(14336, -3.5, np.float32)
     made = multiply(device, gemv.lookup_kernel(form), form, weights, x)

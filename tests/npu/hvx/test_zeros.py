@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from edge.formats import Format
-from edge.planes import pack
+from edge.planes import pack, zeros_of
 from npu.hvx import zeros
 from npu.hvx.weights import row_scales
 from tests.cpu.harness import random_weights
 
-FORMATS = ["w2g32a", "w2g64a", "w3g128a", "w4g64a", "w4gca", "w8g32a"]
+FORMATS = ["w1g32a", "w1g64a", "w2g32a", "w2g64a", "w3g128a", "w4g64a", "w4gca", "w8g32a"]
 
 
 def sums_of(form: Format, width: int, largest: int) -> np.ndarray:
@@ -31,7 +31,7 @@ def test_they_are_offsets_times_scales_times_sums(text: str, largest: int) -> No
     sums = sums_of(form, width, largest)
     made = zeros.added(form, scales.offsets, sums, rows)
     groups = weights.zeros.shape[1]
-    offsets = weights.zeros.astype(float)
+    offsets = zeros_of(form, weights.zeros).astype(float)
     offsets = -offsets if form.bits == 8 else 2**form.bits - 1 - 2 * offsets
     shares = weights.scales / np.abs(weights.scales).max(axis=1, keepdims=True)
     terms = offsets * (shares * 32767 / 32768 if form.granularity == "group" else 1)
