@@ -32,11 +32,11 @@ from edge.errors import UsageError
 from edge.graph import Graph
 from edge.jobs import CPU, NPU
 from edge.manifest import FILE_NAME
-from edge.npu import NpuRecord
+from edge.npu import Mode, NpuRecord
 from edge.schedule import Timeline
 from edge.trace import Run, timeline_slices, write_trace
-from npu.soc.model import WEIGHT_BITS, Chunking, Mode, subgraph_counts
-from npu.soc.predict import Decode, Prefill, plan_prefill
+from npu.soc.model import WEIGHT_BITS, Chunking, subgraph_counts
+from npu.soc.predict import Decode, Prefill, Step, plan_prefill
 from npu.soc.socs import SOCS, Soc, find_soc, value_rows
 from npu.soc.validate import ROW_COUNT, Row, median_error, report, validate
 from npu.soc.work import ModelWork, graph_work
@@ -67,9 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode",
         choices=get_args(Mode),
-        default="w8a8",
-        help="prefill with 8-bit projections on the NPU and the rest on the CPU (w8a8, default), "
-        "or with whole layers on the NPU, 4-bit weights and 16-bit activations (w4a16)",
+        help="prefill with 8-bit projections on the NPU and the rest on the CPU (w8a8), or with "
+        "whole layers on the NPU, 16-bit activations and weights of 8 or 4 bits (w8a16, w4a16) "
+        "(default: w8a8, and what a bundle of whole layers has)",
     )
     parser.add_argument("--decode", choices=(CPU, NPU), default=CPU, help="where to decode (cpu)")
     parser.add_argument(
@@ -106,7 +106,7 @@ class Plan:
     chunking: Chunking
     prefill: Prefill
     head: Decode
-    decode: Decode
+    decode: Step
     subgraphs: dict[str, int]
     memory: dict[str, int]
 
@@ -148,15 +148,23 @@ def _plan(args: argparse.Namespace, soc: Soc) -> Plan:
     bar.finish()
     kv_bytes = _KV_BYTES * request.work.kv_values
     context = request.prompt + args.generate / 2
+    npu_bytes = request.work.weights * WEIGHT_BITS[chunking.mode] // 8
+    head = Decode(soc, CPU, request.head_bytes)
+    decode = Step((Decode(soc, args.decode, request.decode_weight_bytes + kv_bytes * context),))
+    decode_bytes = request.decode_weight_bytes
+    if args.decode == NPU and _has_layers(request.npu):  # its own weights, and the CPU's head
+        decode = Step((Decode(soc, NPU, npu_bytes + kv_bytes * context), head))
+        decode_bytes = npu_bytes + request.head_bytes
+    counts = subgraph_counts(request.work, whole_layers=chunking.whole_layers)
     return Plan(
         chunking,
         prefill,
-        Decode(soc, CPU, request.head_bytes),
-        Decode(soc, args.decode, request.decode_weight_bytes + kv_bytes * context),
-        dict(zip(("shared", "total"), subgraph_counts(request.work, args.mode), strict=True)),
+        head,
+        decode,
+        dict(zip(("shared", "total"), counts, strict=True)),
         {
-            "npu_weight_bytes": request.work.weights * WEIGHT_BITS[chunking.mode] // 8,
-            "decode_weight_bytes": request.decode_weight_bytes,
+            "npu_weight_bytes": npu_bytes,
+            "decode_weight_bytes": decode_bytes,
             "kv_bytes": kv_bytes * (request.prompt + args.generate),
         },
     )
@@ -164,13 +172,19 @@ def _plan(args: argparse.Namespace, soc: Soc) -> Plan:
 
 def _chunking(args: argparse.Namespace, npu: NpuRecord | None) -> Chunking:
     """As asked for; where nothing is, as the bundle's NPU program was made, else as llm.npu's."""
-    made = Chunking(mode=args.mode)
-    if npu is not None:
+    made = Chunking(mode=args.mode or "w8a8")
+    if npu is not None and args.mode is None and _has_layers(npu):
+        made = Chunking(npu.rows, 1.0, npu.mode)
+    elif npu is not None:
         pruned = npu.calibration.pruned if npu.mode == "w8a8" else 1.0  # 16 bits hold outliers
         made = replace(made, rows=npu.rows, pruned=pruned)
     if args.chunk is not None:
         made = replace(made, rows=args.chunk)
     return made if args.prune_outliers is None else replace(made, pruned=args.prune_outliers)
+
+
+def _has_layers(npu: NpuRecord | None) -> bool:
+    return npu is not None and npu.form == "layers"
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -199,10 +213,11 @@ def _read(args: argparse.Namespace) -> Request:
         graph = build_model(read_config(str(source))).graph
         planned = make_plan(graph, Formats.parse(args.weights)).tensors
         sizes = {p.tensor.name: p.byte_count for p in planned}
-    prompt = args.prompt or max(1, min(_PROMPT, graph.context - args.generate))
-    if prompt + args.generate > graph.context:
+    context = npu.positions if npu is not None and _has_layers(npu) else graph.context
+    prompt = args.prompt or max(1, min(_PROMPT, context - args.generate))
+    if prompt + args.generate > context:
         raise UsageError(
-            f"{prompt} + {args.generate} tokens, {args.model} holds {graph.context}",
+            f"{prompt} + {args.generate} tokens, {args.model} holds {context}",
             "use fewer with --prompt and --generate",
         )
     return Request(prompt, graph_work(args.model, graph), *_step_bytes(graph, sizes), npu)
@@ -238,7 +253,7 @@ def _values(args: argparse.Namespace, plan: Plan) -> dict[str, object]:
         "figures": "modelled",
         "model": args.model,
         "soc": prefill.soc.name,
-        "mode": args.mode,
+        "mode": plan.chunking.mode,
         "chunk": plan.chunking.rows,
         "pruned_outliers": plan.chunking.pruned,
         "prompt_tokens": prefill.tokens,
@@ -293,8 +308,8 @@ def _print(args: argparse.Namespace, plan: Plan) -> None:
 
 def _cut(chunking: Chunking) -> str:
     words = f"chunks of {chunking.rows} tokens"
-    if chunking.mode == "w4a16":
-        return words
+    if chunking.whole_layers:
+        return f"{words}, whole layers on the NPU ({chunking.mode})"
     return f"{words}, outliers of {1 - chunking.pruned:.0%} of the layers restored by the CPU"
 
 

@@ -16,7 +16,7 @@ from edge.target import Machine, Target
 from npu.htp.context import check_header
 from npu.htp.device import this_soc
 from npu.htp.floats import Floats, NumpyFloats
-from npu.htp.graphs import Ends, graph_ends
+from npu.htp.graphs import Ends, decodes, graph_ends
 from npu.htp.guard import run_child
 from npu.htp.layers import LayersProgram
 from npu.htp.native import NativeFloats
@@ -63,35 +63,43 @@ class HtpBackend:
         Raises NpuUnavailable where the bundle has none for it, or this machine nothing to run it
         on; AlteredBundle, NpuRefused or NpuCrashed where its files are not what was compiled.
         """
-        record, made = _record(bundle), sessions(bundle, target)
-        # beside the stand-in, which has one thread, the CPU has one as well
-        floats = _floats(bundle, 1 if target == STAND_IN else threads)
+        record, made = _record(bundle), sessions(bundle, target, prompts_only=True)
+        floats = _floats(bundle, target, threads)
         if record.form == "layers":
             return LayersProgram(bundle, record, place(target), made, floats)
         return HtpProgram(bundle, record, place(target), made, _shadow(bundle, record), floats)
 
     def load_whole(self, bundle: Bundle, target: Target) -> LayersProgram:
         """The same, to decode with. Raises UnknownTarget where the program is for prompts alone."""
-        program = self.load(bundle, target) if _record(bundle).form == "layers" else None
-        if not isinstance(program, LayersProgram):
+        record = _record(bundle)
+        if record.form != "layers":
             raise UnknownTarget(
                 f"{bundle.folder}: its NPU program is for prompts, not for single tokens",
                 f"use --prefill {target}, with --decode for what runs after the prompt; or convert "
                 "again with --npu-form layers",
             )
-        return program
+        made, floats = sessions(bundle, target), _floats(bundle, target, None)
+        return LayersProgram(bundle, record, place(target), made, floats)
 
 
-def sessions(bundle: Bundle, target: Target) -> dict[str, onnxruntime.InferenceSession]:
-    """The graphs of a bundle's NPU program on `target`, by name, each checked; raises as `load`."""
+def sessions(
+    bundle: Bundle, target: Target, *, prompts_only: bool = False
+) -> dict[str, onnxruntime.InferenceSession]:
+    """The graphs of a bundle's NPU program on `target`, by name, each checked; raises as `load`.
+
+    With `prompts_only`, those for one token stay where they are.
+    """
     record = _record(bundle)
-    binaries = _choose(bundle, record, target)
+    found = _choose(bundle, record, target)
+    binaries = {n: b for n, b in found.items() if not (prompts_only and decodes(n))}
     _check_files(bundle, binaries)
     if target != STAND_IN:
         load_qnn()
         _try_first(bundle, binaries)
     made = {}
     for name, ends in graph_ends(bundle.graph, record).items():
+        if prompts_only and decodes(name):
+            continue
         binary = binaries[name]
         path = bundle.folder / binary.path
         stand_in = target == STAND_IN
@@ -185,8 +193,12 @@ def _check_session(session: Any, path: Path, ends: Ends) -> None:
         )
 
 
-def _floats(bundle: Bundle, threads: int | None) -> Floats:
-    """Compiled kernels where this machine runs any, else NumPy, which says why."""
+def _floats(bundle: Bundle, target: Target, threads: int | None) -> Floats:
+    """Compiled kernels where this machine runs any, else NumPy, which says why.
+
+    Beside the stand-in, which has one thread, they have one as well.
+    """
+    threads = 1 if target == STAND_IN else threads
     kernels, reason = kernels_for(bundle, threads)
     if kernels is None:
         return NumpyFloats(bundle, reason)

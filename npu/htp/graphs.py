@@ -11,6 +11,8 @@ from npu.htp.layer import Layer
 from npu.htp.lower import padded_width
 from npu.htp.nodes import End
 
+_PREFILL, _DECODE = ".prefill", ".decode"
+
 
 @dataclass(frozen=True)
 class Ends:
@@ -34,10 +36,15 @@ def graph_ends(graph: Graph, record: NpuRecord) -> dict[str, Ends]:
 def make_layers(graph: Graph, rows: int, positions: int) -> dict[str, Layer]:
     """Whole layers by the names of their graphs: each for a chunk, and for one token."""
     return {
-        f"{piece.name}.{kind}": Layer(piece, graph, length, positions)
-        for kind, length in (("prefill", rows), ("decode", 1))
+        f"{piece.name}{kind}": Layer(piece, graph, length, positions)
+        for kind, length in ((_PREFILL, rows), (_DECODE, 1))
         for piece in layer_pieces(graph)
     }
+
+
+def decodes(name: str) -> bool:
+    """Whether a graph, by its name, is for one token."""
+    return name.endswith(_DECODE)
 
 
 def _piece_ends(graph: Graph, record: NpuRecord) -> dict[str, Ends]:

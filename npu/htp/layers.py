@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +13,11 @@ from numpy.typing import NDArray
 from edge.bundle import Bundle
 from edge.errors import PromptTooLong
 from edge.graph import Rope, Subgraph
+from edge.jobs import CPU, NPU, Job, Part
 from edge.kvcache import KVCache
 from edge.npu import Codes, NpuRecord
 from edge.reference import Step, Values, visible
-from edge.schedule import Timeline
+from edge.schedule import Span, Timeline
 from npu.htp.chunks import cut
 from npu.htp.coded import CodedCache
 from npu.htp.floats import Floats
@@ -39,11 +42,9 @@ if TYPE_CHECKING:
 class LayersProgram:
     """All layers on an NPU, the embedding and the head on the CPU. See `edge.backend.WholeProgram`.
 
-    `sessions` are the graphs' by the names of `npu.htp.graphs.make_layers`.
+    `sessions` are the graphs' by the names of `npu.htp.graphs.make_layers`: all, or those for
+    prompts. `timeline` has the times of the last prompt; one processor works at a time.
     """
-
-    # One processor works at a time: there is no schedule to show.
-    timeline: Timeline | None = None
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class LayersProgram:
         self.place = f"{placed.text} with {floats.place} beside it"
         self.emulated = placed.emulated
         self.target = placed.target
-        self.chunks = 1, record.rows
+        self.timeline: Timeline | None = None
         self.positions = record.positions
         self._graph = bundle.graph
         self._floats = floats
@@ -67,11 +68,14 @@ class LayersProgram:
         }
         self._activations = record.by_value()
         layers = make_layers(bundle.graph, record.rows, record.positions)
-        self._layers = {
-            rows: [(sessions[name], layer) for name, layer in layers.items() if layer.rows == rows]
-            for rows in self.chunks
-        }
-        self._coded = CodedCache([layer for _, layer in self._layers[1]], self._activations)
+        self._layers: dict[int, list[tuple[onnxruntime.InferenceSession, Layer]]] = {}
+        for name, layer in layers.items():
+            if name in sessions:
+                self._layers.setdefault(layer.rows, []).append((sessions[name], layer))
+        self.chunks = tuple(sorted(self._layers))
+        self._coded = CodedCache(
+            [layer for _, layer in self._layers[record.rows]], self._activations
+        )
 
     def run_prompt(
         self, tokens: NDArray[np.int32], cache: KVCache, logit_rows: int
@@ -79,25 +83,30 @@ class LayersProgram:
         """Run tokens behind what `cache` holds; see `edge.backend.PromptProgram.run_prompt`."""
         self._require(cache, len(tokens))
         cache.reserve(len(tokens))
-        made, rows = [], self.chunks[-1]
-        for part in cut(tokens, rows, logit_rows):
-            count = len(part.tokens)
+        made, rows, laps = [], self.chunks[-1], Laps()
+        for number, part in enumerate(cut(tokens, rows, logit_rows)):
+            count, laps.chunk = len(part.tokens), number
             padded = np.pad(part.tokens, (0, rows - count))
-            made.append(self.run(padded, count, cache, part.logit_rows))
+            made.append(self._run(Step(padded, count, part.logit_rows, cache, {}), laps))
+        self.timeline = laps.timeline()
         return np.concatenate(made)
 
     def run(self, tokens: NDArray[np.int32], count: int, cache: KVCache, logit_rows: int) -> Values:
         """Run a chunk; see `edge.backend.Program.run`. Raises PromptTooLong."""
         self._require(cache, count)
-        self._coded.follow(cache)
-        step = Step(tokens, count, logit_rows, cache, {})
-        self._run_floats(self._graph.subgraphs[0], step)
-        self._run_layers(step)
-        cache.advance(count)
-        self._coded.advanced(cache)
-        if not logit_rows:
+        return self._run(Step(tokens, count, logit_rows, cache, {}), Laps())
+
+    def _run(self, step: Step, laps: Laps) -> Values:
+        with laps.of(CPU, "embed"):
+            self._coded.follow(step.cache)
+            self._run_floats(self._graph.subgraphs[0], step)
+        self._run_layers(step, laps)
+        step.cache.advance(step.count)
+        self._coded.advanced(step.cache)
+        if not step.logit_rows:
             return np.empty((0, self._graph.vocabulary), np.float32)
-        self._run_floats(self._graph.subgraphs[-1], step)
+        with laps.of(CPU, "head"):
+            self._run_floats(self._graph.subgraphs[-1], step)
         return step.values[self._graph.last.out]
 
     def _run_floats(self, subgraph: Subgraph, step: Step) -> None:
@@ -111,7 +120,7 @@ class LayersProgram:
                 "shorten the prompt, or convert again with a larger --npu-positions",
             )
 
-    def _run_layers(self, step: Step) -> None:
+    def _run_layers(self, step: Step, laps: Laps) -> None:
         layers = self._layers[len(step.tokens)]
         first, last = (layers[end][1].piece for end in (0, -1))
         stream = self._activations[first.inputs[0]].encode(step.values[first.inputs[0]])
@@ -119,11 +128,35 @@ class LayersProgram:
         for index, (session, layer) in enumerate(layers):
             keys, values = self._coded.codes(index)
             given = {layer.piece.inputs[0]: stream, PAST_KEYS: keys, PAST_VALUES: values}
-            stream, *made = session.run(
-                [layer.piece.outputs[0], *layer.kept], given | places.of(layer)
-            )
-            self._coded.append(index, made, step.count, step.cache)
+            given |= places.of(layer)
+            with laps.of(NPU, f"layers.{index}"):
+                stream, *made = session.run([layer.piece.outputs[0], *layer.kept], given)
+            with laps.of(CPU, f"layers.{index}.cache"):
+                self._coded.append(index, made, step.count, step.cache)
         step.values[last.outputs[0]] = self._activations[last.outputs[0]].decode(stream)
+
+
+class Laps:
+    """What ran when, one thing after the other; `chunk` is the one that is running."""
+
+    def __init__(self) -> None:
+        self.chunk = 0
+        self._began = time.perf_counter()
+        self._jobs: list[Job] = []
+        self._spans: list[Span] = []
+
+    @contextmanager
+    def of(self, processor: str, stage: str) -> Iterator[None]:
+        """Times what runs within it. Nothing is expected of it beforehand."""
+        start, place = time.perf_counter(), len(self._jobs)
+        yield
+        end = time.perf_counter()
+        after = (place - 1,) if place else ()
+        self._jobs.append(Job(self.chunk, stage, Part(processor), 0.0, after))
+        self._spans.append(Span(place, start - self._began, end - self._began))
+
+    def timeline(self) -> Timeline:
+        return Timeline(tuple(self._jobs), tuple(self._spans))
 
 
 class _Places:

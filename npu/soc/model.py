@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
 
 from edge.jobs import CPU, NPU, Job, Part, Stage, chunk_jobs
+from edge.npu import Mode
 from npu.soc.socs import Soc
 from npu.soc.work import LayerWork, ModelWork, Projections
 
@@ -28,10 +28,9 @@ _NORM_BYTES = 1 + 8 + 4 + 1
 _QKV_BYTES = 1 + 8
 _ATTENDED_BYTES = 4 + 1
 
-# Bits of weights and of activations. w8a8 is subgraphs on the NPU and the rest on the CPU; w4a16 is
-# whole layers on the NPU, as QNN's and T-MAN's.
-Mode = Literal["w8a8", "w4a16"]
-WEIGHT_BITS: dict[Mode, int] = {"w8a8": 8, "w4a16": 4}
+# Bits of weights and of activations. w8a8 is subgraphs on the NPU and the rest on the CPU; with 16
+# bits of activations it is whole layers on the NPU, as QNN's and T-MAN's.
+WEIGHT_BITS: dict[Mode, int] = {"w8a8": 8, "w8a16": 8, "w4a16": 4}
 
 OUTLIERS = "outliers"
 _STAGES = ("norm", "qkv", "attention", "output", "feed_forward_norm", "feed_forward")
@@ -47,6 +46,10 @@ class Chunking:
     rows: int = 256
     pruned: float = 0.85
     mode: Mode = "w8a8"
+
+    @property
+    def whole_layers(self) -> bool:
+        return self.mode != "w8a8"
 
     def count(self, tokens: int) -> int:
         """Chunks that a prompt takes; the last one is padded."""
@@ -98,8 +101,8 @@ def prefill_jobs(
 ) -> tuple[Job, ...]:
     """The jobs of a prompt's prefill, all layers of all chunks, with modelled seconds."""
     chunking = chunking or Chunking()
-    if chunking.mode == "w4a16":
-        return whole_layer_jobs(soc, work, tokens, chunking.rows, WEIGHT_BITS["w4a16"])
+    if chunking.whole_layers:
+        return whole_layer_jobs(soc, work, tokens, chunking.rows, WEIGHT_BITS[chunking.mode])
     restored = restored_layers(len(work.layers), chunking.pruned)
     stages = [
         stage
@@ -150,13 +153,13 @@ def restored_layers(layers: int, pruned: float) -> frozenset[int]:
     return frozenset(nearest[:keep])
 
 
-def subgraph_counts(work: ModelWork, mode: Mode = "w8a8") -> tuple[int, int]:
+def subgraph_counts(work: ModelWork, *, whole_layers: bool = False) -> tuple[int, int]:
     """Subgraphs that all chunks share, and all subgraphs: only attention depends on the chunk.
 
     Whole layers are shared where keys and masks are inputs, as they are there.
     """
     layers = len(work.layers)
-    if mode == "w4a16":
+    if whole_layers:
         return layers, layers
     return (len(_STAGES) - 1) * layers, len(_STAGES) * layers
 

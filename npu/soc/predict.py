@@ -104,3 +104,18 @@ class Decode:
     @property
     def joules(self) -> float:
         return self.watts * self.seconds
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of decoding in parts, one after the other."""
+
+    parts: tuple[Decode, ...]
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.seconds for part in self.parts)
+
+    @property
+    def joules(self) -> float:
+        return sum(part.joules for part in self.parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import edge
+from apps.cli import main
 from converter.convert import convert
 from converter.models import model_types
 from converter.npu import plan_npu
@@ -16,6 +18,8 @@ from converter.synth import synthesize
 from edge.errors import PromptTooLong, UnsupportedMath, UsageError
 from edge.npu import Mode
 from edge.pair import Pair
+from edge.target import Target
+from npu.htp.backend import sessions
 from npu.htp.layers import LayersProgram
 from tests.golden.variants import VARIANTS, token_ids
 from tests.npu.htp.conftest import MakeBundle
@@ -85,6 +89,57 @@ def test_either_half_may_be_elsewhere(prefill: str, decode: str, model: edge.Mod
         for one in (model, other)
     ]
     assert tokens[0] == tokens[1]
+
+
+def test_prompts_alone_load_the_graphs_of_prompts(model: edge.Model) -> None:
+    bundle, stand_in = model.bundle, Target.parse("npu:ort")
+    loaded = sessions(bundle, stand_in, prompts_only=True)
+    assert sorted(loaded) == sorted(
+        name for name in sessions(bundle, stand_in) if "prefill" in name
+    )
+    prompts = whole(bundle.folder, decode="ref").program
+    assert isinstance(prompts, Pair)
+    assert isinstance(prompts.prompt, LayersProgram)
+    assert prompts.prompt.chunks == (32,)
+
+
+def test_a_trace_has_every_layer_of_the_prompt(model: edge.Model, tmp_path: Path) -> None:
+    out, tokens = tmp_path / "trace.json", " ".join(["1 2 3"] * 15)  # two chunks of 32
+    words = ["--tokens", tokens, "--greedy", "--max-tokens", "2", "--trace", str(out), "--quiet"]
+    assert main(["run", str(model.bundle.folder), "--decode", "npu:ort", *words]) == 0
+    events = [e for e in json.loads(out.read_text())["traceEvents"] if e["ph"] == "X"]
+    layers = sorted(e["name"] for e in events if e["cat"] == "npu")
+    count = len(model.bundle.graph.caches)
+    assert layers == [f"chunk {c} layers.{n}" for c in (0, 1) for n in range(count)]
+    ends = [e["ts"] + e["dur"] for e in events if e["cat"] in ("npu", "cpu")]
+    starts = [e["ts"] for e in events if e["cat"] in ("npu", "cpu")]
+    assert all(
+        start >= end - 1 for start, end in zip(starts[1:], ends, strict=False)
+    )  # microseconds
+
+
+def test_a_plan_is_of_the_form_that_the_bundle_has(
+    model: edge.Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whole layers with their bits, their chunks and their positions, and the head on the CPU."""
+
+    def plan(*words: str) -> dict[str, Any]:
+        found = ["plan", str(model.bundle.folder), "--prompt", "40", "--generate", "4", *words]
+        assert main([*found, "--json", "--quiet"]) == 0
+        made: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return made
+
+    record = model.bundle.manifest.npu
+    assert record is not None
+    made, named, on_npu = plan(), plan("--mode", "w4a16"), plan("--decode", "npu")
+    layers = len(model.bundle.graph.caches)
+    assert (made["mode"], made["chunk"]) == ("w8a16", record.rows)
+    assert made["subgraphs"] == {"shared": layers, "total": layers}
+    assert made["memory"]["npu_weight_bytes"] == 2 * named["memory"]["npu_weight_bytes"]
+    assert on_npu["memory"]["decode_weight_bytes"] > made["memory"]["npu_weight_bytes"]
+    words = ["plan", str(model.bundle.folder), "--prompt", str(record.positions), "--generate", "1"]
+    assert main(words) == UsageError.exit_code
+    assert f"holds {record.positions}" in capsys.readouterr().err
 
 
 def test_what_others_put_in_the_cache_is_taken_over(model: edge.Model) -> None:
