@@ -311,14 +311,15 @@ class Lowering:
             "x": x.address,
             "bias": self.bias(op),
             "out": out.address,
-            "panels": self.memory.address("panels", gemm.PANELS_BYTES * self.threads),
+            "panels": self.memory.address(
+                "panels", gemm.panels_bytes(self.max_rows) * self.threads
+            ),
             "rows": Dynamic("rows"),
             "width": x.width,
             "tiles": -(-out.width // TILE),
             "out_stride": out.stride,
         }
-        kernel = gemm.gemm_kernel(weight.form)
-        self.call(kernel, arguments | self.weight_arguments(weight))
+        self.call(gemm.gemm_kernel(weight.form), arguments | self.weight_arguments(weight))
 
     def bfloat16(self, name: str) -> Place:
         x = self.read(name)

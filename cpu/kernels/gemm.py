@@ -9,10 +9,12 @@ caches while all rows are multiplied with it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cpu.codegen.isa import Tiles
 from cpu.codegen.language import BF16, F16, F32, I8, I32, I64, Code, Value
 from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
 from cpu.kernels.rows import own_rows
@@ -20,21 +22,23 @@ from edge.formats import Format
 from edge.planes import QUAD, STEP, TILE
 
 Floats = NDArray[np.float32]
+T = TypeVar("T", int, Value)
 
 # Inputs of a panel: 32 outputs of it are 16 KB, which stay in the first-level cache.
 PANEL = 256
 _PANEL_BYTES = PANEL * TILE * 2
 
-# A thread has two: one is filled while the other is multiplied.
-PANELS_BYTES = 2 * _PANEL_BYTES
-
 # Tiles of outputs that are worked on together, so that the rows of a panel's inputs are read from
-# the second-level cache and their sums stay there: 4 tiles of 256 rows are 256 KB.
+# the second-level cache and their sums stay there: 8 tiles of 256 rows are 512 KB.
 _TOGETHER = 4
 
-# Outputs and inputs that one tile instruction takes.
+# Outputs and inputs that one tile instruction takes; its operands and sums are all of one size.
 _SIDE, _DEPTH = 16, 32
 _TILE_BYTES = 2 * _SIDE * _DEPTH
+
+# Rows and outputs that are multiplied at a time: four tiles of sums.
+_BLOCK = 2 * _SIDE
+_BLOCK_BYTES = 4 * _TILE_BYTES
 
 SLOTS = (
     *("x", "codes", "scales", "zeros", "bias", "out", "panels"),
@@ -50,6 +54,16 @@ def padded_width(width: int) -> int:
 def rows_bytes(rows: int, width: int) -> int:
     """Bytes of rows in bfloat16, as tiles."""
     return -(-rows // _SIDE) * _SIDE * padded_width(width) * 2
+
+
+def panels_bytes(rows: int) -> int:
+    """Bytes that a thread works in: a panel that is filled, one that is multiplied, and sums."""
+    return 2 * _PANEL_BYTES + _TOGETHER * _sums_bytes(-(-rows // _BLOCK))
+
+
+def _sums_bytes(blocks: T) -> T:
+    """Of one tile of outputs and so many blocks of rows."""
+    return blocks * (TILE // _BLOCK * _BLOCK_BYTES)
 
 
 def bfloat16_kernel() -> Kernel:
@@ -90,19 +104,10 @@ def gemm_kernel(form: Format) -> Kernel:
         tiles.configure(code)
         with code.loop(first, last, _TOGETHER) as base:
             count = minimum(last - base, code.constant(I64, _TOGETHER))
-            with code.loop(0, count) as index:
-                _start(code, a, base + index)
             _Together(code, a, form, thread, base, count).run()
         tiles.release(code)
 
     return Kernel(f"gemm_{form}", SLOTS, body)
-
-
-def _start(code: Code, a: Arguments, tile: Value) -> None:
-    """Outputs begin as the bias."""
-    bias = code.load(F32.of(TILE), a.pointer("bias"), tile * (4 * TILE))
-    with code.loop(0, (a.integer("rows") + 31) // 32 * 32) as row:
-        code.store(bias, a.pointer("out"), row * a.integer("out_stride") + tile * (4 * TILE))
 
 
 class _Together:
@@ -118,7 +123,9 @@ class _Together:
         self.code, self.a, self.form, self.base, self.count = code, a, form, base, count
         panels = (a.integer("width") + (PANEL - 1)) // PANEL
         self.turns = count * panels
-        self.memory = code.offset(a.pointer("panels"), thread.index * PANELS_BYTES)
+        self.blocks = (a.integer("rows") + (_BLOCK - 1)) // _BLOCK
+        size = _sums_bytes(self.blocks) * _TOGETHER + 2 * _PANEL_BYTES
+        self.memory = code.offset(a.pointer("panels"), thread.index * size)
 
     def run(self) -> None:
         code = self.code
@@ -136,13 +143,11 @@ class _Together:
 
     def multiply(self, turn: Value) -> None:
         """Add a panel's part to all rows: blocks of 32 rows by 32 outputs, four tiles of sums."""
-        code, a, panel = self.code, self.a, self.panel(turn)
-        out_stride = a.integer("out_stride")
+        code, panel = self.code, self.panel(turn)
         depth = (panel.end - panel.begin + (_DEPTH - 1)) // _DEPTH
-        blocks = (a.integer("rows") + (2 * _SIDE - 1)) // (2 * _SIDE)
         following = self.panel(turn + 1)
         left = (turn + 1 < self.turns).select(following.pieces, 0)
-        steps = depth * blocks * (TILE // (2 * _SIDE))
+        steps = depth * self.blocks * (TILE // _BLOCK)
         each = (left + (steps - 1)) // steps
         filled = code.variable(code.constant(I64, 0))
 
@@ -152,35 +157,62 @@ class _Together:
                 following.fill(piece)
             filled.set(stop)
 
-        with code.loop(0, TILE, 2 * _SIDE) as column, code.loop(0, blocks) as block:
-            row = block * (2 * _SIDE)
-            out = code.offset(a.pointer("out"), row * out_stride + (panel.tile * TILE + column) * 4)
-            _multiply_block(code, a, panel, (row, column), out, depth, step)
+        sums = code.variable(self.sums(turn % self.count))
+        with code.loop(0, TILE, _BLOCK) as column, code.loop(0, self.blocks) as block:
+            held = _Sums(code, self.a, panel, (block * _BLOCK, column), sums.get())
+            _multiply_block(code, self.a, panel, held, depth, step)
+            sums.set(code.offset(sums.get(), _BLOCK_BYTES))
+
+    def sums(self, index: Value) -> Value:
+        """Where sums of a tile of outputs are between two panels, block after block."""
+        return self.code.offset(self.memory, _sums_bytes(self.blocks) * index + 2 * _PANEL_BYTES)
+
+
+class _Sums:
+    """Four tiles of sums: 32 rows by 32 outputs.
+
+    They begin as the bias, and go to the rows of `out` with the last panel. In between they are on
+    end: a tile's rows in `out` are pages apart, and each would cost a look-up of its address.
+    """
+
+    def __init__(
+        self, code: Code, a: Arguments, panel: _Panel, place: tuple[Value, Value], memory: Value
+    ) -> None:
+        self.code, self.row, output = code, place[0], panel.tile * TILE + place[1]
+        self.memory, self.column = memory, place[1]
+        self.first, self.last = panel.begin.equals(0), panel.end.equals(a.integer("width"))
+        self.bias = code.offset(a.pointer("bias"), output * 4)
+        self.out_stride = a.integer("out_stride")
+        self.out = code.offset(a.pointer("out"), self.row * self.out_stride + output * 4)
+
+    def load(self, tiles: Tiles) -> None:
+        line = self.first.select(self.code.constant(I64, 0), 4 * _SIDE)
+        for index in range(4):
+            bias = self.code.offset(self.bias, index % 2 * (4 * _SIDE))
+            tiles.load(self.code, index, self.first.select(bias, self.held(index)), line)
+
+    def store(self, tiles: Tiles) -> None:
+        line = self.last.select(self.out_stride, 4 * _SIDE)
+        for index in range(4):
+            down, right = self.out_stride * (index // 2 * _SIDE), index % 2 * (4 * _SIDE)
+            out = self.code.offset(self.out, down + right)
+            tiles.store(self.code, index, self.last.select(out, self.held(index)), line)
+
+    def held(self, index: int) -> Value:
+        return self.code.offset(self.memory, index * _TILE_BYTES)
 
 
 def _multiply_block(
-    code: Code,
-    a: Arguments,
-    panel: _Panel,
-    place: tuple[Value, Value],
-    out: Value,
-    depth: Value,
-    step: Callable[[], None],
+    code: Code, a: Arguments, panel: _Panel, sums: _Sums, depth: Value, step: Callable[[], None]
 ) -> None:
-    """32 rows by 32 outputs at (row, column); `step` is other work to do beside."""
-    tiles, (row, column) = code.isa.tiles, place
+    """32 rows by 32 outputs; `step` is other work to do beside."""
+    tiles = code.isa.tiles
     assert tiles is not None
-    line, out_stride = code.constant(I64, 2 * _DEPTH), a.integer("out_stride")
+    line = code.constant(I64, 2 * _DEPTH)
     row_bytes = (a.integer("width") + (_DEPTH - 1)) // _DEPTH * _TILE_BYTES
-    corners = [
-        code.offset(out, out_stride * (_SIDE * i) + 4 * _SIDE * j)
-        for i in range(2)
-        for j in range(2)
-    ]
-    for index, corner in enumerate(corners):
-        tiles.load(code, index, corner, out_stride)
-    x = code.offset(a.pointer("x"), row // _SIDE * row_bytes + panel.begin * (2 * _SIDE))
-    weights = code.offset(panel.memory, column * (2 * PANEL))
+    sums.load(tiles)
+    x = code.offset(a.pointer("x"), sums.row // _SIDE * row_bytes + panel.begin * (2 * _SIDE))
+    weights = code.offset(panel.memory, sums.column * (2 * PANEL))
     with code.loop(0, depth * _TILE_BYTES, _TILE_BYTES) as k:
         for i in range(2):
             tiles.load(code, 4 + i, code.offset(x, row_bytes * i + k), line)
@@ -189,8 +221,7 @@ def _multiply_block(
             for j in range(2):
                 tiles.dot(code, 2 * i + j, 4 + i, 6 + j)
         step()
-    for index, corner in enumerate(corners):
-        tiles.store(code, index, corner, out_stride)
+    sums.store(tiles)
 
 
 class _Panel:
