@@ -84,13 +84,18 @@ class PairProduct(Protocol):
     ) -> Value: ...
 
 
+# Of codes of up to 4 bits as floats: bits of a mantissa, behind which nothing is to be subtracted.
+RAISED = 16
+
+
 @dataclass(frozen=True)
 class Tiles:
     """A matrix unit with eight tiles of 16 rows of 64 bytes, numbered 0 to 7.
 
     `dot(c, a, b)` adds to c, 16 by 16 float32, the product of a, 16 rows of 32 bfloat16, and b, 16
-    rows of 16 pairs of bfloat16. `spread(code, nibbles)` makes of 16 nibbles (int32 lanes, the low
-    4 bits count) 16 words whose 4 bytes are their bits.
+    rows of 16 pairs of bfloat16. `raised_codes(code, planes)` makes of planes of 16 outputs by 8
+    inputs (16 bytes each) a vector of 16 float32 for each input, one by one: RAISED more than the
+    codes, since such floats are made of bits alone.
     """
 
     configure: Callable[[Code], None]
@@ -98,7 +103,7 @@ class Tiles:
     load: Callable[[Code, int, Value, Value], None]
     dot: Callable[[Code, int, int, int], None]
     store: Callable[[Code, int, Value, Value], None]
-    spread: Callable[[Code, Value], Value]
+    raised_codes: Callable[[Code, Sequence[Value]], Iterator[Value]]
 
 
 @dataclass(frozen=True)

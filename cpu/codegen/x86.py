@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from cpu.codegen.isa import CodeLayout, Expansion, Isa, Reading, Tiles, byte_layout
-from cpu.codegen.language import I8, I32, I64, POINTER, Code, Value
+from cpu.codegen.language import F32, I8, I32, I64, POINTER, Code, Value
 from cpu.codegen.transpose import unpack_lanes
 
 TRIPLE = "x86_64-unknown-linux-gnu"
@@ -117,6 +117,31 @@ def _words_layout(bits: int) -> CodeLayout:
 WORDS = Expansion(_words_layout, _expand_words)
 
 
+def _raised_codes(code: Code, planes: Sequence[Value]) -> Iterator[Value]:
+    """Transpose bits as `_expand_gfni`, with 4 planes of 2 outputs in 8 bytes.
+
+    Byte j then holds input j's code of the first output, and above it that of the second. Fields of
+    8 bits that begin where one likes put them where a float32 of RAISED has its highest bits.
+    """
+    whole = [*planes, *[code.constant(I8.of(16), 0)] * (4 - len(planes))]
+    joined = [a.shuffle(range(32), b) for a, b in zip(whole[::2], whole[1::2], strict=True)]
+    last_first = [16 * plane + row for row in range(16) for plane in range(4)]
+    for pair in range(0, 64, 8):  # the affine instruction takes the last byte for the lowest bit
+        last_first[pair : pair + 8] = last_first[pair : pair + 8][::-1]
+    mixed = joined[0].shuffle(range(64), joined[1]).shuffle(last_first)
+    units = code.constant(I64, 0x8040201008040201).broadcast(8).cast(I8.of(64))
+    both = code.intrinsic("llvm.x86.vgf2p8affineqb.512", I8.of(64), units, mixed, 0)
+    for row in range(8):
+        starts = [0, 0, (8 * row - 3) % 64, 0, 0, 0, 8 * row + 1, 0] * 8
+        control = code.constant(I8.of(64), starts)
+        fields = code.intrinsic("llvm.x86.avx512.pmultishift.qb.512", I8.of(64), control, both)
+        yield (fields.cast(I32.of(16)) & (15 << 19) | _RAISED_BITS).cast(F32.of(16))
+
+
+# Of RAISED, whose mantissa has its four highest bits for a code.
+_RAISED_BITS = 0x41800000
+
+
 def _configure_tiles(code: Code) -> None:
     """Eight tiles of 16 rows of 64 bytes, by a configuration that is built on the stack."""
     size = 64
@@ -151,7 +176,7 @@ _TILES = Tiles(
     load=_load_tile,
     dot=_dot_tiles,
     store=_store_tile,
-    spread=spread_nibbles,
+    raised_codes=_raised_codes,
 )
 
 _AVX512 = "+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512vnni,+avx512vbmi,+gfni,+fma,+f16c,+bmi2"

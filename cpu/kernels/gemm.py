@@ -8,13 +8,13 @@ caches while all rows are multiplied with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.codegen.isa import Tiles
+from cpu.codegen.isa import RAISED, Tiles
 from cpu.codegen.language import BF16, F16, F32, I8, I32, I64, Code, Value
 from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
 from cpu.kernels.rows import own_rows
@@ -252,56 +252,44 @@ class _Panel:
         if self.form.granularity == "group":
             group = step // (self.form.group // STEP)
         scale, shift = self.scale_and_shift(group, column)
-        for half, words in enumerate(self.words(step, column)):
-            pairs = inner * (STEP // 2) + half * 2
-            self.store(words, scale, shift, column * (2 * PANEL) + pairs * (4 * _SIDE))
+        place = column * (2 * PANEL) + inner * (STEP // 2 * 4 * _SIDE)
+        values = [value.fma(scale, shift) for value in self.codes(step, column)]
+        for row, (even, odd) in enumerate(zip(values[::2], values[1::2], strict=True)):
+            code.store(_paired(even, odd), self.memory, place + row * (4 * _SIDE))
 
-    def words(self, step: Value, column: Value) -> list[Value]:
-        """Codes of 16 outputs by 8 inputs: two vectors of words of 4 codes."""
+    def codes(self, step: Value, column: Value) -> Iterator[Value]:
+        """Codes of 16 outputs as floats, input by input of 8: raised where they have few bits."""
         code, bits = self.code, self.form.bits
-        if bits == 8:
-            quads = (self.a.integer("width") + (QUAD - 1)) // QUAD
-            # the last step may be of one half; x of the other is 0, so any codes will do
-            return [
-                code.load(
-                    I32.of(_SIDE),
-                    self.a.pointer("codes"),
-                    ((self.tile * quads + quad) * TILE + column) * QUAD,
-                )
-                for quad in (step * 2, minimum(step * 2 + 1, quads - 1))
+        if bits < 8:
+            place = (self.tile * self.steps + step) * (bits * TILE) + column
+            planes = [
+                code.load(I8.of(_SIDE), self.a.pointer("codes"), place + plane * TILE)
+                for plane in range(bits)
             ]
-        place = (self.tile * self.steps + step) * (bits * TILE) + column
-        assert code.isa.tiles is not None
-        spread = code.isa.tiles.spread
-        low, high = (code.constant(I32.of(_SIDE), 0) for _ in range(2))
-        for plane in range(bits):
-            byte = code.load(I8.of(_SIDE), self.a.pointer("codes"), place + plane * TILE)
-            both = byte.to(I32, unsigned=True)
-            low = low | (spread(code, both) << plane)
-            high = high | (spread(code, both >> 4) << plane)
-        return [low, high]
-
-    def store(self, words: Value, scale: Value, shift: Value, place: Value) -> None:
-        """Weights of words of 4 codes, as two rows of pairs."""
-        code = self.code
-        values = [((words >> (8 * i)) & 255).to(F32).fma(scale, shift) for i in range(4)]
-        for row in range(2):
-            code.store(_paired(values[2 * row], values[2 * row + 1]), self.memory,
-                       place + row * (4 * _SIDE))  # fmt: skip
+            assert code.isa.tiles is not None
+            yield from code.isa.tiles.raised_codes(code, planes)
+            return
+        quads = (self.a.integer("width") + (QUAD - 1)) // QUAD
+        # the last step may be of one half; x of the other is 0, so any codes will do
+        for quad in (step * 2, minimum(step * 2 + 1, quads - 1)):
+            place = ((self.tile * quads + quad) * TILE + column) * QUAD
+            words = code.load(I32.of(_SIDE), self.a.pointer("codes"), place)
+            yield from (((words >> (8 * i)) & 255).to(F32) for i in range(4))
 
     def scale_and_shift(self, group: Value, column: Value) -> tuple[Value, Value]:
-        """Scales of 16 outputs, and minus zero times scale."""
+        """Scales of 16 outputs, and minus zero times scale; zeros raised as codes are."""
         code, a, form = self.code, self.a, self.form
+        raised = RAISED if form.bits < 8 else 0
         if form.granularity == "tensor":
             scale = code.load(F32, a.pointer("scales")).broadcast(_SIDE)
-            return scale, scale * float(-form.zero)
+            return scale, scale * float(-form.zero - raised)
         index = (self.tile * self.groups + group) * TILE + column
         kind = F16 if form.granularity == "group" else F32
         scale = code.load(kind.of(_SIDE), a.pointer("scales"), index * kind.byte_count).to(F32)
         if not form.asymmetric:
-            return scale, scale * float(-form.zero)
+            return scale, scale * float(-form.zero - raised)
         zeros = code.load(I8.of(_SIDE), a.pointer("zeros"), index).to(I32, unsigned=True)
-        parts = (zeros - form.zero_first).to(F32)
+        parts = (zeros + (raised * form.zero_parts - form.zero_first)).to(F32)
         return scale, parts * (scale * (-1 / form.zero_parts))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from cpu.codegen.isa import Isa, Tiles
+from cpu.codegen.isa import RAISED, Isa, Tiles
 from cpu.codegen.language import F32, I8, I32, POINTER, Code, Value
 
 _SIDE, _LINE = 16, 64
@@ -43,7 +44,7 @@ def with_tiles(isa: Isa) -> Isa:
                     total.set(x.fma(w, total.get()))
             code.store(total.get(), place(code, c), row * _LINE)
 
-    tiles = Tiles(configure, lambda code: None, load, dot, store, _spread)
+    tiles = Tiles(configure, lambda code: None, load, dot, store, _raised_codes)
     return replace(isa, name=f"{isa.name}+tiles", tiles=tiles)
 
 
@@ -53,6 +54,9 @@ def _halves(pairs: Value) -> list[Value]:
     return [(pairs << 16).cast(kind), (pairs & -0x10000).cast(kind)]
 
 
-def _spread(code: Code, nibbles: Value) -> Value:
-    bits = [(nibbles & (1 << bit)) << (7 * bit) for bit in range(4)]
-    return bits[0] | bits[1] | bits[2] | bits[3]
+def _raised_codes(code: Code, planes: Sequence[Value]) -> Iterator[Value]:
+    for bit in range(8):
+        total = code.constant(I32.of(_SIDE), RAISED)
+        for number, plane in enumerate(planes):
+            total = total + (((plane.to(I32, unsigned=True) >> bit) & 1) << number)
+        yield total.to(F32)
