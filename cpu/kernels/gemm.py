@@ -36,6 +36,9 @@ _TOGETHER = 4
 _SIDE, _DEPTH = 16, 32
 _TILE_BYTES = 2 * _SIDE * _DEPTH
 
+# What memory brings at a time, in bytes.
+_LINE = 64
+
 # Rows and outputs that are multiplied at a time: four tiles of sums.
 _BLOCK = 2 * _SIDE
 _BLOCK_BYTES = 4 * _TILE_BYTES
@@ -58,7 +61,7 @@ def rows_bytes(rows: int, width: int) -> int:
 
 def panels_bytes(rows: int) -> int:
     """Bytes that a thread works in: a panel that is filled, one that is multiplied, and sums."""
-    return 2 * _PANEL_BYTES + _TOGETHER * _sums_bytes(-(-rows // _BLOCK))
+    return 2 * _PANEL_BYTES + _sums_bytes(-(-rows // _BLOCK)) * _TOGETHER
 
 
 def _sums_bytes(blocks: T) -> T:
@@ -100,53 +103,69 @@ def gemm_kernel(form: Format) -> Kernel:
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         tiles = code.isa.tiles
         assert tiles is not None
-        first, last = thread.share(a.integer("tiles"))
         tiles.configure(code)
-        with code.loop(first, last, _TOGETHER) as base:
-            count = minimum(last - base, code.constant(I64, _TOGETHER))
-            _Together(code, a, form, thread, base, count).run()
+        _Share(code, a, form, thread).run()
         tiles.release(code)
 
     return Kernel(f"gemm_{form}", SLOTS, body)
 
 
-class _Together:
-    """Writes the code for some tiles of outputs: panel after panel of inputs, tile after tile.
+class _Share:
+    """Writes the code for a thread's tiles of outputs, some of them together.
 
-    The vector unit fills the next panel, a piece at each step, while the matrix unit multiplies
-    this one.
+    Of these it takes panel after panel of inputs, tile after tile: a turn each. The vector unit
+    fills the next turn's panel, a piece at each step, while the matrix unit multiplies this one's,
+    and memory is asked for the panel behind it.
     """
 
-    def __init__(
-        self, code: Code, a: Arguments, form: Format, thread: Thread, base: Value, count: Value
-    ) -> None:
-        self.code, self.a, self.form, self.base, self.count = code, a, form, base, count
-        panels = (a.integer("width") + (PANEL - 1)) // PANEL
-        self.turns = count * panels
+    def __init__(self, code: Code, a: Arguments, form: Format, thread: Thread) -> None:
+        self.code, self.a, self.form = code, a, form
+        self.begin, self.end = thread.share(a.integer("tiles"))
         self.blocks = (a.integer("rows") + (_BLOCK - 1)) // _BLOCK
-        size = _sums_bytes(self.blocks) * _TOGETHER + 2 * _PANEL_BYTES
-        self.memory = code.offset(a.pointer("panels"), thread.index * size)
+        # panels are where they were for other rows, since what they hold must be finite
+        size = _sums_bytes(self.blocks) * _TOGETHER
+        self.panels = code.offset(a.pointer("panels"), thread.index * (2 * _PANEL_BYTES))
+        sums = thread.count * (2 * _PANEL_BYTES) + thread.index * size
+        self.sums = code.offset(a.pointer("panels"), sums)
+        self.parity = code.variable(code.constant(I64, 0))
 
     def run(self) -> None:
         code = self.code
-        first = self.panel(code.constant(I64, 0))
-        with code.loop(0, first.pieces) as piece:
+        first = _Panel(code, self.a, self.form, self.begin, code.constant(I64, 0), self.panels)
+        with code.loop(0, (self.begin < self.end).select(first.pieces, 0)) as piece:
             first.fill(piece)
-        with code.loop(0, self.turns) as turn:
-            self.multiply(turn)
+        panels = (self.a.integer("width") + (PANEL - 1)) // PANEL
+        with code.loop(self.begin, self.end, _TOGETHER) as base:
+            count = minimum(self.end - base, code.constant(I64, _TOGETHER))
+            with code.loop(0, count * panels) as turn:
+                self.take(base, count, turn, count * panels)
 
-    def panel(self, turn: Value) -> _Panel:
-        """The panel of a turn, in one of the two places."""
-        place = self.code.offset(self.memory, turn % 2 * _PANEL_BYTES)
-        tile = self.base + turn % self.count
-        return _Panel(self.code, self.a, self.form, tile, turn // self.count * PANEL, place)
+    def take(self, base: Value, count: Value, turn: Value, turns: Value) -> None:
+        """One turn of `count` tiles from `base`; behind the last are the next tiles' first."""
+        code = self.code
 
-    def multiply(self, turn: Value) -> None:
-        """Add a panel's part to all rows: blocks of 32 rows by 32 outputs, four tiles of sums."""
-        code, panel = self.code, self.panel(turn)
+        def panel(ahead: int) -> _Panel:
+            later, parity = turn + ahead, (self.parity.get() + ahead) % 2
+            over = turns <= later
+            tile = base + over.select(count + (later - turns), later % count)
+            begin = over.select(code.constant(I64, 0), later // count * PANEL)
+            place = code.offset(self.panels, parity * _PANEL_BYTES)
+            return _Panel(code, self.a, self.form, tile, begin, place)
+
+        following = panel(1)
+        left = (following.tile < self.end).select(following.pieces, 0)
+        self.multiply(panel(0), following, left, panel(2), turn % count)
+        self.parity.set((self.parity.get() + 1) % 2)
+
+    def multiply(
+        self, panel: _Panel, following: _Panel, left: Value, behind: _Panel, index: Value
+    ) -> None:
+        """Add a panel's part to all rows: blocks of 32 rows by 32 outputs, four tiles of sums.
+
+        `left` pieces of the following panel are filled beside, and asked for of that behind it.
+        """
+        code = self.code
         depth = (panel.end - panel.begin + (_DEPTH - 1)) // _DEPTH
-        following = self.panel(turn + 1)
-        left = (turn + 1 < self.turns).select(following.pieces, 0)
         steps = depth * self.blocks * (TILE // _BLOCK)
         each = (left + (steps - 1)) // steps
         filled = code.variable(code.constant(I64, 0))
@@ -155,17 +174,14 @@ class _Together:
             stop = minimum(filled.get() + each, left)
             with code.loop(filled.get(), stop) as piece:
                 following.fill(piece)
+                behind.ask(piece)
             filled.set(stop)
 
-        sums = code.variable(self.sums(turn % self.count))
+        sums = code.variable(code.offset(self.sums, _sums_bytes(self.blocks) * index))
         with code.loop(0, TILE, _BLOCK) as column, code.loop(0, self.blocks) as block:
             held = _Sums(code, self.a, panel, (block * _BLOCK, column), sums.get())
             _multiply_block(code, self.a, panel, held, depth, step)
             sums.set(code.offset(sums.get(), _BLOCK_BYTES))
-
-    def sums(self, index: Value) -> Value:
-        """Where sums of a tile of outputs are between two panels, block after block."""
-        return self.code.offset(self.memory, _sums_bytes(self.blocks) * index + 2 * _PANEL_BYTES)
 
 
 class _Sums:
@@ -256,6 +272,21 @@ class _Panel:
         values = [value.fma(scale, shift) for value in self.codes(step, column)]
         for row, (even, odd) in enumerate(zip(values[::2], values[1::2], strict=True)):
             code.store(_paired(even, odd), self.memory, place + row * (4 * _SIDE))
+
+    def ask(self, piece: Value) -> None:
+        """Have memory bring what a piece's turn in the panel is of, so that all ask for all."""
+        code, form, step = self.code, self.form, self.begin // STEP
+        size = form.bits * _SIDE
+        tile_bytes = self.steps * (form.bits * TILE)
+        if form.bits == 8:
+            tile_bytes = (self.a.integer("width") + (QUAD - 1)) // QUAD * (QUAD * TILE)
+        codes = code.offset(self.a.pointer("codes"), self.tile * tile_bytes + step * (4 * size))
+        for line in range(0, size, _LINE):
+            code.prefetch(codes, piece * size + line)
+        if form.granularity == "group":
+            group = self.tile * self.groups + self.begin // form.group
+            scales = code.offset(self.a.pointer("scales"), group * (2 * TILE))
+            code.prefetch(scales, piece * (2 * _SIDE * STEP // form.group))
 
     def codes(self, step: Value, column: Value) -> Iterator[Value]:
         """Codes of 16 outputs as floats, input by input of 8: raised where they have few bits."""

@@ -56,9 +56,11 @@ def gemm_case(form: Format, rows: int, width: int, count: int, threads: int) -> 
         "scales": parts["scales"],
         "zeros": parts.get("zeros", np.zeros(1, np.uint8)),
         "bias": bias,
-        "panels": np.zeros((threads, gemm.panels_bytes(padded)), np.uint8),
+        "panels": np.full((threads, gemm.panels_bytes(padded)), 0xFF, np.uint8),
         "out": np.full((padded, tiles * TILE), np.nan, np.float32),
     }
+    # what was in panels is finite, in sums anything
+    buffers["panels"].reshape(-1)[: threads * gemm.panels_bytes(0)] = 0
     convert, multiply = gemm.bfloat16_kernel(), gemm.gemm_kernel(form)
     first: dict[str, int | str] = {
         "x": "x",
