@@ -21,6 +21,9 @@ from edge.errors import LutraError, MissingDependency
 # Two runs of so many turns; the difference leaves out what filling the core costs.
 _TURNS = (100, 200)
 
+# Instructions of AMX: LLVM's tables say a latency of 100 cycles of each, and four of them a cycle.
+_TILES = re.compile("tile|tdp")
+
 
 @dataclass(frozen=True)
 class Tool:
@@ -31,6 +34,8 @@ class Tool:
 
     def cycles(self, instructions: Sequence[str], triple: str, core: str, features: str) -> float:
         """Cycles of a turn. Raises LutraError where the tool does not know core or instruction."""
+        if unknown := next((text for text in instructions if _TILES.match(text)), None):
+            raise LutraError(f"{self.path}: has no times of {unknown.split()[0]}")
         first, last = (self._total(instructions, triple, core, features, n) for n in _TURNS)
         return (last - first) / (_TURNS[1] - _TURNS[0])
 

@@ -74,6 +74,8 @@ def test_cycles_are_those_of_the_page() -> None:
     assert tool.cycles(["add x0, x0, #1"], "aarch64", "cortex-a76", "+neon") == UNIT / 64
     with pytest.raises(LutraError, match="cannot model cortex-a76"):
         tool.cycles(["no such"], "aarch64", "cortex-a76", "+neon")
+    with pytest.raises(LutraError, match="no times of tilezero"):
+        tool.cycles(["tilezero %tmm0"], "x86_64", "sapphirerapids", "+amx-tile")
 
 
 def test_without_the_tool_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
