@@ -185,11 +185,14 @@ _AVX512 = "+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512vnni,+avx512vbmi,+gfni,
 _AMX = ",+amx-tile,+amx-bf16,+amx-int8,+avx512bf16,-avx512fp16"
 
 
-def _isa(name: str, processor: str, features: str, reading: Reading, *, tiles: Tiles | None) -> Isa:
+def _isa(
+    name: str, processor: str, tuning: str, features: str, reading: Reading, tiles: Tiles | None
+) -> Isa:
     return Isa(
         name=name,
         triple=TRIPLE,
         processor=processor,
+        tuning=tuning,
         features=features,
         vector_bytes=64,
         few=Expansion(_gfni_layout, _expand_gfni),
@@ -203,8 +206,14 @@ def _isa(name: str, processor: str, features: str, reading: Reading, *, tiles: T
     )
 
 
+# Scheduled for Zen, two threads of a Zen 5 read w4g64 at 44 GB/s, as they read for a plain sum, and
+# scheduled for Ice Lake, Skylake or Sapphire Rapids at 40. Prefill is as fast either way.
+_VNNI = _isa(
+    "x86-vnni", "icelake-server", "znver4", _AVX512, Reading(1, 6144, keep=False), tiles=None
+)
+
 # By the feature that a target must name, the least first.
 TABLES: dict[str, Isa] = {
-    "vnni": _isa("x86-vnni", "icelake-server", _AVX512, Reading(1, 6144, keep=False), tiles=None),
-    "amx": _isa("x86-amx", "sapphirerapids", _AVX512 + _AMX, Reading(4, 1024), tiles=_TILES),
+    "vnni": _VNNI,
+    "amx": _isa("x86-amx", "sapphirerapids", "", _AVX512 + _AMX, Reading(4, 1024), _TILES),
 }
