@@ -8,7 +8,7 @@ add to a block comes beside them (`zeros`); blocks of 256 activations are scaled
 rounded and added in 32 bits; so a row's result is an integer that is the same on every Hexagon, and
 one float multiplication at the end makes a number of it.
 
-This kernel leaves instructions to LLVM to schedule. For whole blocks of 2 to 4 bits there are
+This kernel leaves instructions to LLVM to schedule. For whole blocks of 1 to 4 bits there are
 scheduled loops (`inner`); both are held to the twin `lookup`.
 """
 
@@ -26,6 +26,7 @@ from edge.planes import QUAD, STEP, TILE, Quantized
 from npu.hvx import inner, tables, vectors, zeros
 from npu.hvx.isa import VECTOR_BYTES
 from npu.hvx.tables import BLOCK, TABLE_BYTES
+from npu.hvx.turn import tiles_of
 from npu.hvx.weights import BYTE_SHIFT, RowScales, group_of, offset_of
 
 SLOTS = (
@@ -84,10 +85,12 @@ def lookup_kernel(form: Format) -> Kernel:
         blocks = (a.integer("width") + (BLOCK - 1)) // BLOCK
         ratios = tables.Ratios(code, a.pointer("peaks"), blocks, a.integer("one"))
         whole = _whole_blocks(code, a, form)
-        with code.when(first < last), code.loop(0, whole) as block:
-            _Blocks(code, a, _Shape(form), thread).run(block, first, last, ratios)
+        turns = (last - first) // tiles_of(form)
+        with code.when(turns > 0), code.loop(0, whole) as block:
+            _Blocks(code, a, _Shape(form), thread).run(block, first, turns, ratios)
+        alone = first + turns * tiles_of(form)
         with code.loop(first, last) as tile:
-            _Tile(code, a, _Shape(form), tile).run(whole, ratios)
+            _Tile(code, a, _Shape(form), tile).run((tile < alone).select(whole, 0), ratios)
         finish(code, a, first, last, ratios.largest)
 
     return Kernel(f"lookup_{form}", SLOTS, body)
@@ -117,14 +120,14 @@ def _address(pointer: Value) -> Value:
 
 
 class _Blocks:
-    """Writes the call of a scheduled loop: a block of 256 activations with all tiles."""
+    """Writes the call of a scheduled loop: a block of 256 activations with the tiles of turns."""
 
     def __init__(self, code: Code, a: Arguments, shape: _Shape, thread: Thread) -> None:
         self.code, self.a, self.shape = code, a, shape
         self.scratch = code.offset(a.pointer("scratch"), thread.index * SCRATCH_BYTES)
         self.words = code.offset(self.scratch, VECTOR_BYTES)
 
-    def run(self, block: Value, first: Value, last: Value, ratios: tables.Ratios) -> None:
+    def run(self, block: Value, first: Value, turns: Value, ratios: tables.Ratios) -> None:
         if not inner.covers(self.shape.form):
             return
         code, a, shape = self.code, self.a, self.shape
@@ -153,7 +156,7 @@ class _Blocks:
             *(_address(code.offset(a.pointer(name), place)) for name, place in places.items()),
             _address(self.scratch),
             ratios.of(block),
-            *(value.to(I32) for value in (last - first, code_stride, scale_stride, offset_stride)),
+            *(value.to(I32) for value in (turns, code_stride, scale_stride, offset_stride)),
         ]
         if shape.form.asymmetric:
             sums = code.offset(a.pointer("sums"), group * VECTOR_BYTES)

@@ -1,4 +1,4 @@
-"""The lookup loops for whole blocks of 256 activations at 2 to 4 bits, as scheduled assembly.
+"""The lookup loops for whole blocks of 256 activations at 1 to 4 bits, as scheduled assembly.
 
 One turn (`turn`) takes a block of a tile of 64 rows, with the tables of the block held in registers
 (T-MAN's tile: 16 vectors of tables, 256 activations). `gemv` is what these compute, to the bit. A
@@ -15,6 +15,7 @@ from npu.hvx.isa import VECTOR_BYTES
 from npu.hvx.knobs import KNOBS, Knobs, shape_of
 from npu.hvx.registers import (
     BY_4096,
+    BY_TURNS,
     CODE_STRIDE,
     CODES,
     FETCHED,
@@ -32,7 +33,6 @@ from npu.hvx.registers import (
     TOTALS,
     TWO,
     WEIGHTS_AT,
-    WORDS_BY_TURNS,
     ZERO_SHIFT,
 )
 from npu.hvx.schedule import (
@@ -40,15 +40,15 @@ from npu.hvx.schedule import (
     Loop,
 )
 from npu.hvx.tables import BLOCK
-from npu.hvx.turn import Turn
+from npu.hvx.turn import Turn, tiles_of
 
 # Arguments: addresses (all of whole vectors; `scratch` is one that the loop may write to), the
-# block's ratio in both halves of a word, how many tiles, bytes from a tile's codes, scales and
+# block's ratio in both halves of a word, how many turns, bytes from a tile's codes, scales and
 # offsets to the next one's. Behind them, for an asymmetric format, what `zeros.sum_pairs` makes:
 # the shift, then the sums of activations of pairs of groups.
 WORDS = (
     *("tables", "codes", "steps", "offsets", "sums", "totals", "scratch"),
-    *("ratio", "tiles", "code_stride", "scale_stride", "offset_stride"),
+    *("ratio", "turns", "code_stride", "scale_stride", "offset_stride"),
 )
 
 _STEPS = BLOCK // STEP
@@ -130,10 +130,10 @@ def _setup(form: Format, resident: int, label: str) -> list[str]:
         f"{RATIO.name} = {word('scratch')}",
     ]
     code += [f"vmem({RATIO.name}+#0) = v{PASSING}", f"r1 = {word('codes')}"]
-    for index, pointer in enumerate(CODES):
+    for index, pointer in enumerate(CODES[: form.bits]):
         place = (index * REACH + REACH // 2) * VECTOR_BYTES
         code.append(f"{pointer.name} = add(r1,#{place})")
-    for pointer, name in ((SCALES, "steps"), (OFFSETS, "offsets"), (TOTALS, "totals")):
+    for pointer, name in ((SCALES[0], "steps"), (OFFSETS[0], "offsets"), (TOTALS, "totals")):
         code.append(f"{pointer.name} = {word(name)}")
     code += [f"{SUMS.name} = {word('sums')}"]
     strides = (CODE_STRIDE, SCALE_STRIDE, OFFSET_STRIDE)
@@ -141,18 +141,28 @@ def _setup(form: Format, resident: int, label: str) -> list[str]:
     code += [f"{r} = {word(name)}" for r, name in zip(strides, names, strict=True)]
     behind = enumerate((ZERO_SHIFT, *SUM_PAIRS), len(WORDS))
     code += [f"{r} = memw(r0+#{4 * n})" for n, r in behind]
-    code += [f"r1 = {word('tiles')}", "r1 = add(r1,#-1)", "p0 = cmp.eq(r1,#0)"]
+    code += [f"r1 = {word('turns')}", "r1 = add(r1,#-1)", "p0 = cmp.eq(r1,#0)"]
     code += [f"loop0({label},r1)", *(f"r{which} = #{which}" for which in range(4))]
-    code += [f"{FOUR} = #4", f"{BY_4096} = ##0x08000800", f"{WORDS_BY_TURNS} = #-4"]
-    code.append(f"{TWO} = #2")
+    code += [f"{FOUR} = #4", f"{BY_4096} = ##0x08000800", f"{TWO} = #2"]
+    code.append(f"{BY_TURNS} = #-{1 if form.bits == 1 else 4}")  # bytes, or words
     for (first, second), register in WEIGHTS_AT[form.bits].items():
         code.append(f"{register} = ##{(second << 8 | first) * 0x10001}")
-    code.append(f"{FETCHED.name} = add({CODES[0].name},{CODE_STRIDE})")
-    code.append(f"{FETCHED.name} = add({FETCHED.name},#-{REACH // 2 * VECTOR_BYTES})")
+    if tiles_of(form) == 2:
+        code += _second_tile()
+    for pointer, codes in zip(FETCHED[: tiles_of(form)], CODES, strict=False):
+        code.append(f"{pointer.name} = add({codes.name},{CODE_STRIDE})")
+        code.append(f"{pointer.name} = add({pointer.name},#-{REACH // 2 * VECTOR_BYTES})")
     low, high = FETCHED_SHAPE
     code_bytes = _STEPS * TILE * form.bits
     code += [f"{low} = ##{code_bytes << 16 | 1}", f"{high} = ##{code_bytes}"]
     return [f"\t{{ {line} }}" for line in code]
+
+
+def _second_tile() -> list[str]:
+    """Where a turn's second tile begins, and strides of two tiles."""
+    places = ((CODES, CODE_STRIDE), (SCALES, SCALE_STRIDE), (OFFSETS, OFFSET_STRIDE))
+    code = [f"{second.name} = add({first.name},{by})" for (first, second, *_), by in places]
+    return code + [f"{by} = add({by},{by})" for _, by in places]
 
 
 def _packets(packets: list[list[str]]) -> list[str]:

@@ -47,6 +47,14 @@ class Knobs:
 
 # The shortest schedules that `search` found in some minutes.
 KNOBS = {
+    "w1g32": Knobs(0x84A50804, 1, 1, 6, 2, False, 41, 11, "MPNS", 1, 26, False, 0, 4, 51),
+    "w1g32a": Knobs(0x52102080, 1, 2, 6, 2, False, 34, 12, "MPNS", 2, 23, True, 3, 0, 730),
+    "w1g64": Knobs(0x611A3222, 1, 2, 7, 1, False, 50, 11, "MNSP", 1, 20, False, 0, 0, 957),
+    "w1g64a": Knobs(0x66258004, 1, 1, 6, 1, False, 29, 13, "MPNS", 1, 26, False, 0, 2, 296),
+    "w1g128": Knobs(0xFA61F090, 1, 1, 9, 2, True, 35, 9, "MNPS", 1, 26, False, 1, 3, 613),
+    "w1g128a": Knobs(0x9364628, 1, 2, 9, 1, True, 12, 12, "PSMN", 1, 17, True, 2, 0, 287),
+    "w1c": Knobs(0x78F3D514, 2, 2, 9, 2, True, 51, 13, "MPNS", 1, 22, True, 0, 4, 728),
+    "w1ca": Knobs(0xD6F24780, 1, 1, 6, 2, False, 49, 7, "MPNS", 1, 25, True, 2, 3, 270),
     "w2g32": Knobs(0x9440E1C, 1, 2, 14, 1, True, 28, 9, "PSMN", 1, 21, False, 2, 4, 27, 255),
     "w2g32a": Knobs(0x88B0440C, 1, 2, 12, 1, False, 49, 17, "MNSP", 1, 17, True, 2, 3, 126, 255),
     "w2g64": Knobs(0x87401113, 1, 2, 14, 1, True, 11, 8, "NMSP", 1, 20, False, 2, 4, 522, 15),

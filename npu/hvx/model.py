@@ -23,6 +23,7 @@ from edge.jobs import NPU
 from edge.planes import TILE
 from npu.hvx import inner
 from npu.hvx.tables import BLOCK
+from npu.hvx.turn import tiles_of
 from npu.soc.calibrate import decode_bytes
 from npu.soc.predict import Decode
 from npu.soc.published import BITNET, QNN, T_MAN_ROW, EnergyRow
@@ -93,7 +94,7 @@ def looked_up(soc: Soc, work: ModelWork, form: Format, published: EnergyRow | No
     group_bits = 0.0
     if form.granularity == "group":
         group_bits = (_SCALE_BITS + _ZERO_BITS * form.asymmetric) / form.group
-    turns = work.weights / (TILE * BLOCK)
+    turns = work.weights / (tiles_of(form) * TILE * BLOCK)
     cycles = turns * inner.loop_of(form).cycles() / CONTEXTS
     weight_bytes = decode_bytes(work, form.bits) + work.weights * group_bits / 8
     return _row(soc, work, str(form), weight_bytes, cycles, published)

@@ -3,9 +3,9 @@
     python -m npu.hvx.packets [v73]
 
 An instruction's bits 14 and 15 are both set where it ends a packet. The loop is what is between the
-target of `loop0` and the packet that ends it; a turn takes 64 rows by 256 weights. Cycles are
-packets and what they wait for each other in LLVM's scheduling model (`Loop.cycles`), since llvm-mca
-has none of Hexagon. `npu.hvx.counts` counts whole calls.
+target of `loop0` and the packet that ends it; a turn takes 64 rows by 256 weights, or 128 rows at 1
+bit. Cycles are packets and what they wait for each other in LLVM's scheduling model
+(`Loop.cycles`), since llvm-mca has none of Hexagon. `npu.hvx.counts` counts whole calls.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from edge.tool import finish
 from npu.hvx import build, emulator, inner
 from npu.hvx.isa import table
 from npu.hvx.tables import BLOCK
+from npu.hvx.turn import tiles_of
 
 FORMATS = (
-    *(f"w{b}{g}{z}" for b in (2, 3, 4) for g in ("g32", "g64", "g128", "gc") for z in ("", "a")),
+    *(f"w{b}{g}{z}" for b in (1, 2, 3, 4) for g in ("g32", "g64", "g128", "gc") for z in ("", "a")),
     "ternary",
 )
 
@@ -43,7 +44,7 @@ class Count:
     @property
     def packets_per_1000(self) -> float:
         """Packets for 1,000 weights."""
-        return 1000 * self.packets / (TILE * BLOCK)
+        return 1000 * self.packets / (tiles_of(self.form) * TILE * BLOCK)
 
     @property
     def least_per_1000(self) -> float:
@@ -69,7 +70,8 @@ def count(form: Format, version: int) -> Count:
 
 def main(words: list[str]) -> int:
     version = int(words[0].removeprefix("v")) if words else 73
-    print(f"Hexagon v{version}, emulated: packets of a turn, 64 rows by {BLOCK} weights")
+    print(f"Hexagon v{version}, emulated: packets of a turn, {TILE} rows by {BLOCK} weights")
+    print(f"(1 bit: {2 * TILE} rows)")
     print("| format | packets | for 1,000 weights | one lookup a packet | cycles | instructions |")
     print("| --- | --- | --- | --- | --- | --- |")
     for form in filter(inner.covers, map(Format.parse, FORMATS)):

@@ -7,6 +7,10 @@ interleaved, so that entries of even bytes are one plane's and those of odd byte
 `vmpa` weights them as it adds them: that takes the permuter once for each vector, but less
 registers, and nothing at the end. The shift for the high nibbles is a shift or a multiplication,
 whichever unit is free, since the lookup itself takes the shifter.
+
+A vector has one plane of 1 bit in two steps, which read other tables. So a turn takes two tiles
+there, and the bytes of their vectors by turns make a vector for each step: its lookups give the
+entries of the first tile in one vector, and those of the second in the next.
 """
 
 from __future__ import annotations
@@ -15,11 +19,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge.formats import Format
-from edge.planes import STEP
+from edge.planes import STEP, TILE
 from npu.hvx import zeros
 from npu.hvx.knobs import Knobs
 from npu.hvx.registers import (
     BY_4096,
+    BY_TURNS,
     CODE_STRIDE,
     CODES,
     FETCHED,
@@ -39,7 +44,6 @@ from npu.hvx.registers import (
     TWO,
     WEIGHTS,
     WEIGHTS_AT,
-    WORDS_BY_TURNS,
     ZERO_SHIFT,
 )
 from npu.hvx.schedule import (
@@ -55,38 +59,47 @@ from npu.hvx.schedule import (
 from npu.hvx.tables import BLOCK
 from npu.hvx.weights import group_of, offset_of
 
-_STEPS = BLOCK // STEP
+# Two ways to shift codes in place: by the shifter, or by both multipliers.
+_BY_FOUR = f"{{{{d}}}}.uh = vlsr({{}}.uh,{FOUR})"
+_BY_4096 = f"{{{{d}}}}.h = vmpy({{}}.h,{BY_4096}.h):<<1:sat"
 
 
 @dataclass(frozen=True)
 class _Use:
-    """Whose tables a vector of two planes looks up, and what its planes count there."""
+    """Whose tables are looked up, and what two planes count where they are weighted at once."""
 
     step: int
-    weights: tuple[int, int]
+    weights: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Two planes of a step, or of two: which vector of the block."""
+    """Two planes of a step, or of two, or one of a step: which vector of the block."""
 
     vector: int
     uses: tuple[_Use, ...]
-    interleaved: bool
+    interleaved: bool = False
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Codes for both lookups; low ones that are not interleaved are loaded again, or looked up."""
+    """Codes for both lookups of each use; low ones are loaded again, or were, if there are none.
 
-    high: Register
-    low: Register | None = None
+    `entries` are those of low codes that were looked up.
+    """
+
+    codes: tuple[tuple[Source | None, Register], ...]
     entries: Register | None = None
 
 
-def _codes(place: _Place) -> Access:
+def tiles_of(form: Format) -> int:
+    """Tiles of a turn."""
+    return 2 if form.bits == 1 else 1
+
+
+def _codes(place: _Place, tile: int = 0) -> Access:
     pointer, offset = divmod(place.vector, REACH)
-    return Access(CODES[pointer], offset - REACH // 2)
+    return Access(CODES[pointer + tile], offset - REACH // 2)
 
 
 def _of_three(even: int) -> tuple[_Place, ...]:
@@ -114,6 +127,7 @@ class Turn:
     def __post_init__(self) -> None:
         self.group = group_of(self.form)
         self.scaled = self.form.granularity == "group"
+        self.tiles = tiles_of(self.form)
         self.begun = self.doubled = 0
         self.tables: dict[int, Register] = {}
         self.prepared: list[_Prepared] = []
@@ -150,7 +164,13 @@ class Turn:
         for group in range(groups):
             products = self.with_zero(self.products(group), group)
             if self.scaled:
-                products = self.scale(products, group)
+                products = [
+                    scaled
+                    for tile in range(self.tiles)
+                    for scaled in self.scale(
+                        products[2 * tile : 2 * tile + 2], Access(SCALES[tile], group)
+                    )
+                ]
             if not sums:
                 sums = products
             else:
@@ -172,13 +192,16 @@ class Turn:
 
     def is_interleaved(self, group: int) -> bool:
         """Whether a group's planes are weighted as they are added."""
-        return self.form.bits == 3 or bool(self.knobs.interleaved >> group & 1)
+        chosen = self.form.bits > 1 and self.knobs.interleaved >> group & 1
+        return self.form.bits == 3 or bool(chosen)
 
     def passes(self, group: int) -> list[list[_Place]]:
         """What is looked up for a group: places that share sums, two planes each."""
         steps = range(group * self.group // STEP, (group + 1) * self.group // STEP)
         if self.form.bits == 3:
             return [[place for even in steps[::2] for place in _of_three(even)]]
+        if self.form.bits == 1:
+            return [[_Place(step // 2, (_Use(step),)) for step in steps]]
         pairs = self.form.bits // 2
         interleaved = self.is_interleaved(group)
         by_pair = [
@@ -197,6 +220,9 @@ class Turn:
         passes = self.passes(group)
         if self.is_interleaved(group):
             return self.weighted_sums(passes[0], last=self.is_last(group))
+        if self.form.bits == 1:
+            sums = self.plane_sums(passes[0], last=self.is_last(group))
+            return [Half(pair, parity) for pair in sums for parity in range(2)]
         made: list[list[Register | Half]] = []
         for index, places in enumerate(passes):
             last = self.is_last(group) and index == len(passes) - 1
@@ -230,18 +256,22 @@ class Turn:
         return [Half(sums, parity) for parity in range(2)]
 
     def plane_sums(self, places: list[_Place], *, last: bool) -> list[Register]:
-        """Sums of entries of a pair of planes: pairs of vectors, for even and for odd rows."""
+        """Sums of entries of a pair of planes: pairs of vectors, for even and for odd rows.
+
+        Of 1 bit, for the first and for the second tile.
+        """
         sums: list[Register] = []
         for index, place in enumerate(places):
-            ((low, high),) = self.look_up(place)
+            entries = self.look_up(place)
             self.late = last and index >= len(places) - self.knobs.late
-            for parity in range(2):
-                entries = Half(low, parity), Half(high, parity)
-                if len(sums) < 2:
-                    sums.append(self.pair("{d}.w = vadd({0}.h,{1}.h)", "multiply", *entries))
-                else:
-                    add = "{0}.w += vadd({1}.h,{2}.h)"
-                    self.onto(add, "multiply", sums[parity], *entries)
+            for low, high in entries:
+                for half in range(2):
+                    both = Half(low, half), Half(high, half)
+                    if len(sums) < 2:
+                        sums.append(self.pair("{d}.w = vadd({0}.h,{1}.h)", "multiply", *both))
+                    else:
+                        add = "{0}.w += vadd({1}.h,{2}.h)"
+                        self.onto(add, "multiply", sums[half], *both)
             self.late = False
         self.late = last
         return sums
@@ -258,19 +288,19 @@ class Turn:
         self.begun += 1
         return [
             (
-                prepared.entries or self.look_up_low(place, use.step, prepared.low),
-                self.entries(use.step, 1, prepared.high),
+                prepared.entries or self.look_up_low(place, use.step, low),
+                self.entries(use.step, 1, high),
             )
-            for use in place.uses
+            for use, (low, high) in zip(place.uses, prepared.codes, strict=True)
         ]
 
-    def look_up_low(self, place: _Place, step: int, codes: Register | None = None) -> Register:
+    def look_up_low(self, place: _Place, step: int, codes: Source | None = None) -> Register:
         if codes is not None:
             return self.entries(step, 0, codes)
         text = f"{{d}}.h = vlut16({{m}}.b,{{0}}.h,r{2 * (step % 2)}):nomatch"
         return self.pair(text, "both_lookup", self.table(step), passing=_codes(place))
 
-    def entries(self, step: int, quad: int, codes: Register) -> Register:
+    def entries(self, step: int, quad: int, codes: Source) -> Register:
         text = f"{{d}}.h = vlut16({{1}}.b,{{0}}.h,r{2 * (step % 2) + quad}):nomatch"
         return self.pair(text, "both_lookup", self.table(step), codes)
 
@@ -285,33 +315,49 @@ class Turn:
         return self.tables[index]
 
     def prepare(self, index: int) -> _Prepared:
-        """The high nibbles of two planes, where low ones were, and what is made beside them.
+        """The high nibbles of a vector's codes, where low ones were, and what is made beside them.
 
         A multiplication of what is not interleaved runs beside the lookup of the low ones; the next
         planes are interleaved beside a shift of these, which leaves the permuter free.
         """
         place = self.sequence[index]
-        multiplied = self.knobs.multiplied >> index & 1
-        by_four = f"{{d}}.uh = vlsr({{0}}.uh,{FOUR})"
-        by_4096 = f"{{d}}.h = vmpy({{0}}.h,{BY_4096}.h):<<1:sat"
+        multiplied = bool(self.knobs.multiplied >> index & 1)
+        if self.form.bits == 1:
+            codes = Half(self.step_pair(place), place.uses[0].step % 2)
+            return _Prepared(((codes, self.shifted(codes, multiplied=multiplied)),))
         if place.interleaved:
             low = self.interleaved(index)
-            if multiplied:
-                return _Prepared(self.value(by_4096, "multiply", low), low)
-            high = self.value(by_four, "shift", low)
+            high = self.shifted(low, multiplied=multiplied)
             first = self.operations[-1]
-            if index + 1 < len(self.sequence) and self.sequence[index + 1].interleaved:
+            follows = index + 1 < len(self.sequence) and self.sequence[index + 1].interleaved
+            if follows and not multiplied:
                 self.interleaved(index + 1)
                 first.companion = self.operations[-1]
-            return _Prepared(high, low)
+            return _Prepared(((low, high),) * len(place.uses))
         if not multiplied:
-            text = by_four.replace("{0}", "{m}")
-            return _Prepared(self.value(text, "shift", passing=_codes(place)))
+            text = _BY_FOUR.format("{m}")
+            high = self.value(text, "shift", passing=_codes(place))
+            return _Prepared(((None, high),))
         entries = self.look_up_low(place, place.uses[0].step)
         first = self.operations[-1]
-        made = self.value(by_4096.replace("{0}", "{m}"), "multiply")
+        high = self.value(_BY_4096.format("{m}"), "multiply")
         first.companion = self.operations[-1]
-        return _Prepared(made, entries=entries)
+        return _Prepared(((None, high),), entries)
+
+    def step_pair(self, place: _Place) -> Register:
+        """One plane of two tiles, rows by turns: of an even step, then of the odd one."""
+        if place.vector not in self.turned:
+            first = self.value("{d} = vmem({a})", "any", access=_codes(place))
+            text = f"{{d}} = vshuff({{m}},{{0}},{BY_TURNS})"
+            both = self.pair(text, "both_lookup", first, passing=_codes(place, tile=1))
+            self.turned[place.vector] = both
+        return self.turned[place.vector]
+
+    def shifted(self, codes: Source, *, multiplied: bool) -> Register:
+        """High nibbles where low ones were."""
+        if multiplied:
+            return self.value(_BY_4096.format("{0}"), "multiply", codes)
+        return self.value(_BY_FOUR.format("{0}"), "shift", codes)
 
     def interleaved(self, index: int) -> Register:
         """Two planes, bytes by turns."""
@@ -325,7 +371,7 @@ class Turn:
 
     def by_plane(self, sums: Register) -> Register:
         """Sums of the first plane, then of the second, rows in order."""
-        turned = f"{{d}} = vshuff({{1}},{{0}},{WORDS_BY_TURNS})"
+        turned = f"{{d}} = vshuff({{1}},{{0}},{BY_TURNS})"
         return self.pair(turned, "both_lookup", Half(sums, 0), Half(sums, 1))
 
     def two_planes(self, planes: Register) -> Register | Half:
@@ -341,7 +387,7 @@ class Turn:
 
     def with_zero(self, products: list[Register | Half], group: int) -> list[Register | Half]:
         """Products with the sum of the group's activations added, times a symmetric format's 1."""
-        if self.form.asymmetric:
+        if self.form.asymmetric or not offset_of(self.form):
             return products
         by = "vadd" if offset_of(self.form) > 0 else "vsub"
         text, access = f"{{0}}.w = {by}({{0}}.w,{{m}}.w)", Access(SUMS, group)
@@ -360,18 +406,18 @@ class Turn:
         totals: list[Register] = []
         for pair in range(zeros.pairs_of(self.form)):
             text = f"vdmpy({{m}}.h,{SUM_PAIRS[pair]}.h):sat"
-            for parity in range(2):
-                access = Access(OFFSETS, 2 * pair + parity)
+            for place in range(2 * self.tiles):
+                tile, parity = divmod(place, 2)
+                access = Access(OFFSETS[tile], 2 * pair + parity)
                 # before v69 it takes both multipliers
                 if not pair:
                     totals.append(self.value(f"{{d}}.w = {text}", "multiply", passing=access))
                 else:
-                    self.onto(f"{{0}}.w += {text}", "multiply", totals[parity], passing=access)
+                    self.onto(f"{{0}}.w += {text}", "multiply", totals[place], passing=access)
         return totals
 
-    def scale(self, products: list[Register | Half], group: int) -> list[Register | Half]:
-        """Products times the group's scales."""
-        steps = Access(SCALES, group)
+    def scale(self, products: list[Register | Half], steps: Access) -> list[Register | Half]:
+        """Products of a tile times a group's scales."""
         text = "{{d}}.w = vmpyo({{0}}.w,{}.h):<<1:rnd:sat"
         if self.knobs.scales_together:
             odd = self.value(text.format("{m}"), "multiply", products[1], passing=steps)
@@ -395,18 +441,20 @@ class Turn:
             summed = self.operations[-1]
             self.add("vmem({a}) = {0}.new", "none", made, access=total)  # takes no unit
             summed.companion = self.operations[-1]
-        self.move(TOTALS, "#256")
-        if self.scaled:
-            self.move(SCALES, SCALE_STRIDE)
-        if self.form.asymmetric:
-            self.move(OFFSETS, OFFSET_STRIDE)
+        self.move(TOTALS, f"#{4 * TILE * self.tiles}")
+        for tile in range(self.tiles):
+            if self.scaled:
+                self.move(SCALES[tile], SCALE_STRIDE)
+            if self.form.asymmetric:
+                self.move(OFFSETS[tile], OFFSET_STRIDE)
         self.late = False
-        for pointer in CODES[: self.form.bits]:
+        for pointer in CODES[: self.form.bits * self.tiles]:
             self.move(pointer, CODE_STRIDE)
 
     def fetch(self) -> None:
-        """Ask for the next tile's codes; after the last tile nothing comes of it."""
+        """Ask for the next turn's codes; after the last tile nothing comes of it."""
         low, high = FETCHED_SHAPE
-        text = f"l2fetch({FETCHED.name},{high}:{low[1:]})"
-        self.add(text, "alone", access=Access(FETCHED))
-        self.move(FETCHED, CODE_STRIDE)
+        for pointer in FETCHED[: self.tiles]:
+            text = f"l2fetch({pointer.name},{high}:{low[1:]})"
+            self.add(text, "alone", access=Access(pointer))
+            self.move(pointer, CODE_STRIDE)

@@ -9,6 +9,8 @@ from npu.hvx import packets
 
 # Packets for 1,000 weights: no more than docs/hexagon.md says.
 MOST = {
+    "w1g64": 3.39,
+    "w1gc": 3.03,
     "w2g32": 6.48,
     "w2g64": 5.99,
     "w2g64a": 5.93,
