@@ -24,7 +24,7 @@ def needs_emulator() -> None:
     require_emulator()
 
 
-@pytest.mark.parametrize("weights", ["w1g64a", "w2g32a", "w3g64", "w4g64", "w8gc", "ternary", "f16"])
+@pytest.mark.parametrize("weights", ["w1gca", "w2g32a", "w3g64", "w4g64", "w8gc", "ternary", "f16"])
 def test_logits_are_as_the_references(weights: str, tmp_path: Path) -> None:
     bundle = tmp_path / "tiny.lutra"
     convert(make_checkpoint(tmp_path / "tiny"), bundle, weights=weights)
