@@ -336,7 +336,8 @@ def _done(job: Job, writer: BundleWriter) -> bool:
 def _scale(job: Job, samples: Samples, watcher: Watcher) -> Job:
     """The job with activation-aware scales folded in, for the way its weights are rounded."""
     rounding = to_nearest if job.quality.method is None else by_gptq
-    found = find_scales(job.weights, _multiplied(job), samples, rounding, watcher)
+    kept = {p.tensor.name for p in job.plan.tensors if p.kept}
+    found = find_scales(job.weights, _multiplied(job), kept, samples, rounding, watcher)
     return replace(job, folds=combine(job.folds, found))
 
 

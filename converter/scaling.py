@@ -7,7 +7,7 @@ before the gate, the rows of `v` before attention. So the graph stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,12 +67,14 @@ def _value_rows(graph: Graph, op: Attention, width: int) -> NDArray[np.intp]:
 def find_scales(
     weights: Weights,
     planned: Mapping[str, PlannedTensor],
+    kept: Container[str],
     samples: Samples,
     rounding: Rounding,
     watcher: Watcher,
 ) -> Folds:
     """Scales of all places whose projections are all `planned` to be quantized by calibration.
 
+    Tensors that are `kept`, integers of the source, are not divided.
     Raises MissingDependency without Numba, BadWeights where inputs overflow.
     """
     graph = weights.model.graph
@@ -81,6 +83,7 @@ def find_scales(
         place.value: place
         for place in places(graph)
         if all(op.weight in planned for op in uses.projections(place.value))
+        and not any(name in kept for name in place.divided)
     }
     watcher.start("scales", len(open_places), "inputs")
     tensors, folds = FloatTensors(weights), dict[str, Fold]()

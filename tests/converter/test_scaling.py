@@ -29,7 +29,7 @@ def test_a_scaled_model_says_the_same(name: str, tmp_path: Path) -> None:
     job = prepare(tmp_path / "a", Formats.parse("w3g32"))
     planned = {p.tensor.name: p for p in job.plan.tensors if p.form.quantized}
     samples = Samples((token_ids().astype(np.int32),), "")
-    folds = find_scales(job.weights, planned, samples, to_nearest, Silent())
+    folds = find_scales(job.weights, planned, (), samples, to_nearest, Silent())
     assert len(folds) > 5
     exact = logits_of(job.weights)
     scaled = Weights(job.model, job.checkpoint, folds)

@@ -273,6 +273,23 @@ def test_rows_that_are_kept_move_with_the_columns_behind_them(tmp_path: Path) ->
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_integers_that_are_kept_are_not_scaled(tmp_path: Path) -> None:
+    """With --awq, where `o` is quantized anew and `v` in front of it is kept."""
+    pytest.importorskip("numba")
+
+    def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Layer:
+        return draw_layer(rng, shape, 4, 32, shuffled=shape == (192, 192))  # q and o
+
+    pack = gptq_case(4, 32)[1]
+    pack_checkpoint(tmp_path / "source", GPTQ, pack, draw, bos_token_id=1)
+    logits = []
+    for name, options in {"floats": {"weights": "f32"}, "scaled": {"scaled": True}}.items():
+        manifest = convert(tmp_path / "source", tmp_path / name, **options)  # type: ignore[arg-type]
+        logits.append(edge.load(tmp_path / name, target="ref").logits(np.arange(40)))
+    assert manifest.tensors["layers.0.v"].relative_rms_error == 0
+    assert divergence(*logits) < 1e-3
+
+
 def test_groups_of_unequal_sizes_are_refused(tmp_path: Path) -> None:
     write("gptq 4 bits", tmp_path / "source")
     index = np.zeros(192, np.int32)
