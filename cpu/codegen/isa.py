@@ -167,8 +167,10 @@ class Isa:
     there is one, takes codes of two outputs with both terms of a row. In decode, a turn of the
     innermost loop takes `unroll` steps, or half a block: of a whole block the compiler would put
     all that asks for lines ahead at the end, and so many at once are slow (w4g64, two threads of a
-    Zen 5: 32 GB/s, and 42 so). `floats` is for float vectors that lack operations. `aligned`
-    processors read scalars at multiples of their size alone: others are put together from bytes.
+    Zen 5: 32 GB/s, and 42 so). Attention takes `keys_together` keys at once, a power of
+    two, whose products with four queries are in registers. `floats` is for float vectors that lack
+    operations. `aligned` processors read scalars at multiples of their size alone: others are put
+    together from bytes.
     """
 
     name: str
@@ -188,6 +190,7 @@ class Isa:
     dots_by_lane: bool = False
     dot_pairs: PairProduct | None = None
     unroll: int = 2
+    keys_together: int = 4
     tiles: Tiles | None = None
     floats: VectorFloats | None = None
     aligned: bool = False

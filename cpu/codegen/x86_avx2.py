@@ -90,6 +90,7 @@ TABLES: dict[str, Isa] = {
         few=_TRANSPOSED,
         many=_TRANSPOSED,
         together=(1, 2),
+        keys_together=2,
         dot=_dot,
         dot_bytes=_dot_bytes,
         pause=pause,

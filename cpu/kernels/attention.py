@@ -2,11 +2,13 @@
 
 Threads take key/value heads; a head's queries see its cache alone, so no barrier is needed between
 appending and reading. The queries of a head, which are its rows times the query heads that share
-it, are taken four at a time, so that each key and value is loaded once for four.
+it, are taken four at a time, so that each key and value is loaded once for four; the last four may
+be some of the ones before again, which costs less than to take what is left one by one.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from cpu.codegen import math
 from cpu.codegen.language import F16, F32, I8, I16, I32, I64, Code, Type, Value, Variable
-from cpu.kernels.kernel import Arguments, Kernel, Thread, float_slot
+from cpu.kernels.kernel import Arguments, Kernel, Thread, float_slot, minimum, totals
 from cpu.kernels.rows import peak_of
 from edge.graph import Attention, Cache
 from edge.kvcache import LEAST, SCALE_BYTES, CacheFormat
@@ -214,9 +216,10 @@ class _Head(_Cache):
         code, a = self.code, self.a
         self.append()
         queries = a.integer("rows") * self.group
-        together = queries - queries % _TOGETHER
+        last = queries - _TOGETHER
+        together = (last < 0).select(code.constant(I64, 0), queries)
         with code.loop(0, together, _TOGETHER) as first:
-            _Queries(self, first, _TOGETHER).attend()
+            _Queries(self, minimum(first, last), _TOGETHER).attend()
         with code.loop(together, queries) as first:
             _Queries(self, first, 1).attend()
 
@@ -274,12 +277,16 @@ class _Queries:
 
     def make_scores(self, first: Value, stop: Value) -> None:
         """Dot products of the queries with the keys of a span."""
-        code, head = self.code, self.head
-        with code.loop(first, stop) as position:
-            self.fetch(position * head.row_bytes)
-            key = code.offset(head.keys, position * head.row_bytes)
-            for total, scores in zip(self.dots(key), self.scores, strict=True):
-                code.store(total, scores, (position - first) * 4)
+        code, count = self.code, self.code.isa.keys_together
+        whole = stop - (stop - first) % count
+        for size, begin, end in ((count, first, whole), (1, whole, stop)):
+            with code.loop(begin, end, size) as position:
+                rows = [(position + i) * self.head.row_bytes for i in range(size)]
+                for row in rows:
+                    self.fetch(row)
+                dots = self.dots([code.offset(self.head.keys, row) for row in rows])
+                for made, scores in zip(dots, self.scores, strict=True):
+                    code.store(made, scores, (position - first) * 4)
 
     def fetch(self, row: Value) -> None:
         """Ask for lines of a key some way ahead, and of the value that goes with this one."""
@@ -288,28 +295,43 @@ class _Queries:
             code.prefetch(head.keys, row + line + _AHEAD_BYTES)
             code.prefetch(head.values, row + line)
 
-    def dots(self, key: Value) -> list[Value]:
-        """Each query times a key."""
+    def dots(self, keys: list[Value]) -> list[Value]:
+        """Each query times some keys, which are the lanes."""
         code, head = self.code, self.head
-        kinds = F32.of(self.lanes), F32
-        sums = [[code.constant(kind, 0.0) for kind in kinds] for _ in self.queries]
-        for part, scale in zip(head.parts, head.scales(key), strict=True):
-            for place, columns in enumerate(head.columns(part)):
-                for held, made in zip(sums, self.products(key, columns), strict=True):
-                    made = made if scale is None else made * scale
-                    held[place] = held[place] + made
-        return [vector.total() + rest for vector, rest in sums]
+        zero = code.constant(F32.of(self.lanes), 0.0)
+        sums = [zero] * (len(self.queries) * len(keys))  # [queries, keys]
+        scales = [head.scales(key) for key in keys] * len(self.queries)
+        for number, part in enumerate(head.parts):
+            for place, made in enumerate(self.products(keys, part)):
+                scale = scales[place][number]
+                sums[place] = sums[place] + (made if scale is None else made * scale)
+        if len(keys) == 1:
+            return [total.total() for total in sums]
+        dots = []
+        for start in range(0, len(sums), self.lanes):
+            both = totals(sums[start : start + self.lanes])
+            firsts = range(0, both.type.lanes, len(keys))
+            dots += [both.shuffle(range(i, i + len(keys))) for i in firsts]
+        return dots
 
-    def products(self, key: Value, columns: tuple[int, Value, Value]) -> list[Value]:
-        """Each query times some columns of a key's elements, summed up lane by lane."""
-        code, element, (lanes, first, last) = self.code, self.head.cached.element, columns
-        zero = code.constant(F32.of(lanes), 0.0)
-        totals = [code.variable(zero) for _ in self.queries]
-        with code.loop(first, last, lanes) as i:
-            k = code.load_floats(element.of(lanes), key, i * element.byte_count)
-            for total, query in zip(totals, self.queries, strict=True):
-                total.set(code.load(F32.of(lanes), query, i * 4).fma(k, total.get()))
-        return [total.get() for total in totals]
+    def products(self, keys: list[Value], part: tuple[Value, Value]) -> list[Value]:
+        """Each query times a part of each key, summed up lane by lane: [queries, keys]."""
+        code, element, kind = self.code, self.head.cached.element, F32.of(self.lanes)
+        first_lane = code.constant(I32.of(self.lanes), list(range(self.lanes))).equals(0)
+        sums = [code.variable(code.constant(kind, 0.0)) for _ in self.queries for _ in keys]
+        for lanes, first, last in self.head.columns(part):
+            with code.loop(first, last, lanes) as i:
+                place = i * element.byte_count
+                values = [code.load_floats(element.of(lanes), key, place) for key in keys]
+                queries = [code.load(F32.of(lanes), query, i * 4) for query in self.queries]
+                pairs = itertools.product(queries, values)
+                for held, (query, value) in zip(sums, pairs, strict=True):
+                    if lanes == 1:
+                        rest = (query * value).broadcast(self.lanes)
+                        held.set(held.get() + first_lane.select(rest, 0.0))
+                    else:
+                        held.set(query.fma(value, held.get()))
+        return [held.get() for held in sums]
 
     def soften(
         self, index: int, first: Value, stop: Value, peak: Variable, weight: Variable

@@ -97,6 +97,23 @@ def joined(sums: Sequence[Variable]) -> Value:
     return (a + b) + (c + d)
 
 
+def totals(sums: Sequence[Value]) -> Value:
+    """The sum of each vector's lanes, in the lanes of one; of a power of two of vectors."""
+    vectors, size = list(sums), sums[0].type.lanes
+    while size > 1:  # of each vector so many lanes in a row are left
+        pairs = zip(vectors[::2], vectors[1::2], strict=False)  # the last one alone has none
+        vectors = [_folded(a, b, size) for a, b in pairs] or [_folded(vectors[0], None, size)]
+        size //= 2
+    return vectors[0]
+
+
+def _folded(a: Value, b: Value | None, size: int) -> Value:
+    """Of every `size` lanes of a, then of b, the first half added to the second."""
+    lanes = a.type.lanes * (1 if b is None else 2)
+    first = [lane for lane in range(lanes) if lane % size < size // 2]
+    return a.shuffle(first, b) + a.shuffle([lane + size // 2 for lane in first], b)
+
+
 __all__ = [
     "CHAINS",
     "I32",
@@ -107,4 +124,5 @@ __all__ = [
     "float_slot",
     "joined",
     "minimum",
+    "totals",
 ]

@@ -67,6 +67,7 @@ def table(version: int) -> Hexagon:
         dot=_no_dot,
         dot_bytes=_no_dot,
         pause=_no_pause,
+        keys_together=1,
         floats=vector_floats(version) if floats else None,
         aligned=True,
         version=version,
