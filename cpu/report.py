@@ -7,7 +7,7 @@ that multiply, so the report needs no word from the kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,19 +16,9 @@ from cpu.codegen.isa import Isa
 from cpu.codegen.loops import Loop, find_loops, flattened
 from cpu.codegen.mca import Tool
 from cpu.codegen.tables import TABLES
-from cpu.kernels import (
-    activations,
-    argmax,
-    attention,
-    batch,
-    codes,
-    elementwise,
-    embedding,
-    gemm,
-    linear,
-    rows,
-)
+from cpu.kernels.activations import TERMS
 from cpu.kernels.blocks import block_of
+from cpu.kernels.families import families
 from cpu.kernels.kernel import Kernel
 from edge.errors import LutraError
 from edge.formats import Format
@@ -38,6 +28,10 @@ from edge.planes import STEP, TILE
 UNIT = 64
 
 FORMATS = ("w2g64", "w3g64", "w4g32", "w4g64", "w4g128", "w4g64a", "w8g64", "ternary")
+
+_FLOATS = ("f16", "f32")
+
+Kernels = Mapping[str, Kernel]
 
 # By instruction set, the cores whose models stand for those that it meets.
 CORES = {
@@ -106,15 +100,19 @@ def isas() -> list[Isa]:
 
 def subjects(isa: Isa, formats: Iterable[str] = FORMATS) -> list[Subject]:
     """What is reported of an instruction set."""
-    parsed = [Format.parse(text) for text in formats]
-    made = [_linear(form) for form in parsed] + [_batch(form, isa) for form in parsed]
-    if isa.tiles is not None:
-        made += [subject for form in parsed for subject in _gemm(form)]
-    made += [
-        Subject(f"linear {form}", linear.float_linear_kernel(form), "weights", _products(1))
-        for form in map(Format.parse, ("f16", "f32"))
+    parsed, tiles = [Format.parse(text) for text in formats], isa.tiles is not None
+    others = [Format.parse(text) for text in ("w4g64", *_FLOATS)]
+    made = families([*parsed, *others], matrix_unit=tiles).values()
+    kernels = {kernel.name: kernel for family in made for kernel in family}
+    found = [_linear(form, kernels) for form in parsed]
+    found += [_batch(form, isa, kernels) for form in parsed]
+    if tiles:
+        found += [subject for form in parsed for subject in _gemm(form, kernels)]
+    found += [
+        Subject(f"linear {form}", kernels[f"linear_{form}"], "weights", _products(1))
+        for form in _FLOATS
     ]
-    return made + _of_activations()
+    return found + _of_activations(kernels)
 
 
 def _products(uses: int) -> Callable[[Isa, Loop], float]:
@@ -127,61 +125,57 @@ def _vectors(count: int = 1) -> Callable[[Isa, Loop], float]:
     return lambda isa, _: count * isa.lanes
 
 
-def _linear(form: Format) -> Subject:
+def _linear(form: Format, kernels: Kernels) -> Subject:
     block = block_of(form) * TILE
-    count = _products(activations.TERMS)
-    return Subject(f"linear {form}", linear.linear_kernel(form), "weights", count, block)
+    kernel = kernels[f"linear_{form}"]
+    return Subject(f"linear {form}", kernel, "weights", _products(TERMS), block)
 
 
-def _batch(form: Format, isa: Isa) -> Subject:
+def _batch(form: Format, isa: Isa, kernels: Kernels) -> Subject:
     """Many rows by integer dot products: those whose accumulators are in registers together."""
-    rows, kernel = isa.together[0], batch.batch_kernel(form)
-    count = _products(activations.TERMS * rows)
+    rows, kernel = isa.together[0], kernels[f"batch_{form}"]
+    count = _products(TERMS * rows)
     return Subject(f"batch {form}, multiply {rows} rows", kernel, "weights", count)
 
 
-def _gemm(form: Format) -> list[Subject]:
+def _gemm(form: Format, kernels: Kernels) -> list[Subject]:
     """Of the matrix unit: tiles multiplied for 32 rows, and a piece of a panel filled."""
-    kernel = gemm.gemm_kernel(form)
+    kernel = kernels[f"gemm_{form}"]
     return [
         Subject(f"gemm {form}, multiply 32 rows", kernel, "weights", _products(32), parted=True),
         Subject(f"gemm {form}, expand", kernel, "weights", _products(1)),
     ]
 
 
-def _of_activations() -> list[Subject]:
-    def values(name: str, kernel: Kernel, count: Callable[[Isa, Loop], float]) -> Subject:
-        return Subject(name, kernel, "values", count)
+def _of_activations(kernels: Kernels) -> list[Subject]:
+    def values(title: str, name: str, count: Callable[[Isa, Loop], float]) -> Subject:
+        return Subject(title, kernels[name], "values", count)
 
     return [
-        values("quantize", activations.quantize_kernel(64), lambda isa, _: max(8, isa.lanes)),
+        values("quantize", "quantize_b64", lambda isa, _: max(8, isa.lanes)),
         Subject(
             "norm and quantize",
-            activations.norm_quantize_kernel(64),
+            kernels["norm_quantize_b64"],
             "values",
             lambda isa, _: max(8, isa.lanes),
             multiplies=False,
         ),
-        values("attention f32, 4 queries", attention.attention_kernel("f32"), _products(4)),
-        values("attention f16, 4 queries", attention.attention_kernel("f16"), _products(4)),
-        values("norm", rows.norm_kernel(), _products(1)),
-        values("rope", rows.rope_kernel(), _vectors(2)),
-        values("int8", rows.int8_kernel(), _vectors()),
-        values("add", elementwise.add_kernel(), _vectors()),
-        values("gate silu", elementwise.gate_kernel("silu"), _vectors()),
-        values("gate gelu", elementwise.gate_kernel("gelu"), _vectors()),
-        values("softcap", elementwise.softcap_kernel(), _vectors()),
-        values("argmax", argmax.argmax_kernel(), _vectors()),
-        values(
-            "embedding w4g64",
-            embedding.embedding_kernel(Format.parse("w4g64")),
-            lambda *_: STEP,
-        ),
+        values("attention f32, 4 queries", "attention_f32", _products(4)),
+        values("attention f16, 4 queries", "attention_f16", _products(4)),
+        values("norm", "norm", _products(1)),
+        values("rope", "rope", _vectors(2)),
+        values("int8", "int8", _vectors()),
+        values("add", "add", _vectors()),
+        values("gate silu", "gate_silu", _vectors()),
+        values("gate gelu", "gate_gelu", _vectors()),
+        values("softcap", "softcap", _vectors()),
+        values("argmax", "argmax", _vectors()),
+        values("embedding w4g64", "embedding_w4g64", lambda *_: STEP),
         Subject(
-            "encode u8", codes.encode_kernel(8), "values", _vectors(), parted=True, multiplies=False
+            "encode u8", kernels["encode_u8"], "values", _vectors(), parted=True, multiplies=False
         ),
-        values("decode u8", codes.decode_kernel(8), _vectors()),
-        values("add columns", codes.add_columns_kernel(), _products(1)),
+        values("decode u8", "decode_u8", _vectors()),
+        values("add columns", "add_columns", _products(1)),
     ]
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from cpu.codegen.language import F32, I8, I32, Code, Value, Variable
+from cpu.codegen.language import F32, I8, I32, Code, Value
 from cpu.kernels import linear
 from cpu.kernels.activations import TERMS
-from cpu.kernels.blocks import Outputs, Shape, Terms
+from cpu.kernels.blocks import Outputs, Piece, Scales, Shape, Sums, Terms
 from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
 from edge.formats import Format
 from edge.planes import STEP, TILE
@@ -27,6 +27,11 @@ PANEL_BYTES = PANEL * TILE
 SLOTS = (*linear.SLOTS, "panels")
 
 _LINE = 64
+
+# Of the rows that are multiplied together: pointers to them, the layout's slots, accumulators.
+Values = Sequence[Value]
+Slots = Sequence[int]
+RowTerms = Sequence[Terms]
 
 
 def batch_kernel(form: Format) -> Kernel:
@@ -127,19 +132,12 @@ class _Tile(Outputs):
                 self.step(xs, index, place, slots, terms)
             scales = self.weight_scales(block, part, slots)
             for x, row_terms, totals in zip(xs, terms, sums, strict=True):
-                self.add_scaled(x, (block, part), row_terms, slots, scales, totals)
+                self.add_scaled(x, Piece(block, part, slots), row_terms, scales, totals)
         for row, totals in zip(rows, sums, strict=True):
             for slot, total in zip(slots, totals, strict=True):
                 code.store(total.get(), self.out(row, part, slot))
 
-    def step(
-        self,
-        xs: Sequence[Value],
-        index: Value,
-        place: Value,
-        slots: Sequence[int],
-        terms: Sequence[Terms],
-    ) -> None:
+    def step(self, xs: Values, index: Value, place: Value, slots: Slots, terms: RowTerms) -> None:
         """Dot products of 8 weights of some slots, which the panel has at `place`."""
         code, size = self.code, self.code.isa.vector_bytes
         dot = code.isa.dot_bytes if self.form.bits == 8 else code.isa.dot
@@ -195,14 +193,7 @@ class _PairTile(_Tile):
             for lanes in _ZIPPED
         ]
 
-    def step(
-        self,
-        xs: Sequence[Value],
-        index: Value,
-        place: Value,
-        slots: Sequence[int],
-        terms: Sequence[Terms],
-    ) -> None:
+    def step(self, xs: Values, index: Value, place: Value, slots: Slots, terms: RowTerms) -> None:
         code, size = self.code, self.code.isa.vector_bytes
         taken = [self.both_terms(x, index * STEP) for x in xs]
         for number, slot in enumerate(slots):
@@ -218,15 +209,7 @@ class _PairTile(_Tile):
         high, low = (self.code.load(I8.of(8), x, place) for place in (offset, low_offset))
         return high.shuffle(range(16), low)
 
-    def add_scaled(
-        self,
-        x: Value,
-        place: tuple[Value, int],
-        terms: Terms,
-        slots: Sequence[int],
-        scales: Sequence[Value | None],
-        sums: Sequence[Variable],
-    ) -> None:
+    def add_scaled(self, x: Value, piece: Piece, terms: Terms, scales: Scales, sums: Sums) -> None:
         apart = [
             [
                 self.code.variable(first.get().shuffle(lanes, last.get()))
@@ -234,4 +217,4 @@ class _PairTile(_Tile):
             ]
             for lanes in _UNZIPPED
         ]
-        super().add_scaled(x, place, apart, slots, scales, sums)
+        super().add_scaled(x, piece, apart, scales, sums)

@@ -22,6 +22,10 @@ WIDE_BLOCK = 128
 # Accumulators by term, then by slot.
 Terms = list[list[Variable]]
 
+# Of slots: scales of weights, None where a row has one; and sums of blocks.
+Scales = Sequence[Value | None]
+Sums = Sequence[Variable]
+
 
 def block_of(form: Format) -> int:
     """Weights that share an accumulation: the group, or WIDE_BLOCK for wider scales."""
@@ -50,6 +54,15 @@ class Shape:
     @property
     def grouped(self) -> bool:
         return self.form.granularity == "group"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some outputs of a block: those of `slots` of the layout's rows from `part` on."""
+
+    block: Value
+    part: int
+    slots: Sequence[int]
 
 
 class Outputs:
@@ -151,18 +164,10 @@ class Outputs:
         """Where the scales of a group are, in bytes."""
         return (self.tile * self.blocks + block) * (2 * TILE)
 
-    def add_scaled(
-        self,
-        x: Value,
-        place: tuple[Value, int],
-        terms: Terms,
-        slots: Sequence[int],
-        scales: Sequence[Value | None],
-        sums: Sequence[Variable],
-    ) -> None:
-        """sums += (256 * high + low) * activation scale * weight scale, at a block and part."""
+    def add_scaled(self, x: Value, piece: Piece, terms: Terms, scales: Scales, sums: Sums) -> None:
+        """sums += (256 * high + low) * activation scale * weight scale."""
         code, lanes = self.code, self.code.isa.lanes
-        block, part = place
+        block, part, slots = piece.block, piece.part, piece.slots
         activation = code.load(F32, x, self.a.integer("row_scales") + block * 4)
         for slot, high, low, scale, total in zip(slots, *terms, scales, sums, strict=True):
             factor = (activation * (1 / self.layout.factors[slot])).broadcast(lanes)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cpu.codegen.language import F16, F32, Code, Value, Variable
 from cpu.kernels.activations import quantize_rows
-from cpu.kernels.blocks import Outputs, Shape, Terms, block_of
+from cpu.kernels.blocks import Outputs, Piece, Shape, Terms, block_of
 from cpu.kernels.kernel import CHAINS, Arguments, Kernel, Thread, joined, minimum
 from edge.formats import Format
 from edge.planes import STEP, TILE, Quantized, zeros_of
@@ -90,7 +90,7 @@ class _Tile(Outputs):
                     for i in range(unroll):
                         self.step(x, index + i, part, terms)
             scales = self.weight_scales(block, part, self.slots)
-            self.add_scaled(x, (block, part), terms, self.slots, scales, totals)
+            self.add_scaled(x, Piece(block, part, self.slots), terms, scales, totals)
 
     def step(self, x: Value, index: Value, part: int, terms: Terms, *, tail: bool = False) -> None:
         """Dot products of 8 weights (fewer in a tail) of rows from `part` on with both terms."""

@@ -25,11 +25,13 @@ pytestmark = pytest.mark.skipif(ARCH not in BASE, reason=f"no code generator for
 
 GENERATE = """
 import json, sys
-sys.modules["llvmlite"] = None
+if sys.argv[3:]:
+    sys.modules["llvmlite"] = None
 import edge
-model = edge.load(sys.argv[1], cache_format="f32")
+model = edge.load(sys.argv[1], target=sys.argv[2], cache_format="f32")
 records = model.stream([1, 2, 3], max_tokens=5, sampling=edge.Sampling.greedy())
-print(json.dumps([str(model.program.target), [record.token for record in records]]))
+tokens = [record.token for record in records]
+print(json.dumps([str(model.program.target), tokens, sys.modules.get("llvmlite") is None]))
 """
 
 
@@ -52,11 +54,15 @@ def test_the_manifest_lists_what_was_compiled_with_its_tools(bundle: Path) -> No
     verify(Bundle.open(bundle))
 
 
-def test_without_a_compiler_the_fitting_code_runs(bundle: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", GENERATE, str(bundle)], capture_output=True, text=True, check=True
-    )
-    target, tokens = json.loads(run.stdout)
+@pytest.mark.parametrize("arguments", [["auto", "without"], [BASE.get(ARCH, "")]])
+def test_the_fitting_code_runs_and_no_compiler_is_touched(
+    bundle: Path, arguments: list[str]
+) -> None:
+    """Where there is none, and where there is one."""
+    command = [sys.executable, "-c", GENERATE, str(bundle), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    target, tokens, untouched = json.loads(run.stdout)
+    assert untouched
     assert target == str(Target.parse(BASE[ARCH]))
     greedy = edge.Sampling.greedy()
     expected = edge.load(bundle, target="ref").stream([1, 2, 3], max_tokens=5, sampling=greedy)
