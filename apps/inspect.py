@@ -59,9 +59,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return not (path / MANIFEST).is_file() and any(
-        (path / name).is_file() for name in ("config.json", "model.safetensors")
-    )
+    if (path / MANIFEST).is_file():
+        return False
+    named = any((path / name).is_file() for name in ("config.json", "model.safetensors"))
+    return named or any(path.glob("*.gguf"))
 
 
 def _inspect_source(path: Path, args: argparse.Namespace) -> int:

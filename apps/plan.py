@@ -18,7 +18,7 @@ import argparse
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from apps.gantt import draw_bars, write_svg
 from apps.output import megabytes, print_json, print_table
@@ -27,13 +27,14 @@ from apps.progress import Bar
 from apps.synth import read_config
 from converter.models import build_model
 from converter.plan import Formats, make_plan
+from converter.sources.open import open_source
 from edge.bundle import Bundle
 from edge.errors import UsageError
 from edge.graph import Graph
 from edge.jobs import CPU, NPU
 from edge.manifest import FILE_NAME
 from edge.npu import Mode, NpuRecord
-from edge.schedule import Timeline
+from edge.schedule import IN_ORDER, Timeline
 from edge.trace import Run, timeline_slices, write_trace
 from npu.soc.model import WEIGHT_BITS, Chunking, subgraph_counts
 from npu.soc.predict import Decode, Prefill, Step, plan_prefill
@@ -209,8 +210,7 @@ def _read(args: argparse.Namespace) -> Request:
             {t.name: bundle.byte_count(t.name) for t in bundle.graph.tensors},
         )
     else:
-        source = path / "config.json" if path.is_dir() else args.model
-        graph = build_model(read_config(str(source))).graph
+        graph = build_model(_config(args.model)).graph
         planned = make_plan(graph, Formats.parse(args.weights)).tensors
         sizes = {p.tensor.name: p.byte_count for p in planned}
     context = npu.positions if npu is not None and _has_layers(npu) else graph.context
@@ -221,6 +221,14 @@ def _read(args: argparse.Namespace) -> Request:
             "use fewer with --prompt and --generate",
         )
     return Request(prompt, graph_work(args.model, graph), *_step_bytes(graph, sizes), npu)
+
+
+def _config(model: str) -> dict[str, Any]:
+    """The config of a preset, a config.json alone, or a checkpoint without its weights."""
+    path = Path(model)
+    if path.suffix == ".gguf" or any(path.glob("*.gguf")) or any(path.glob("*.safetensors")):
+        return open_source(path).config
+    return read_config(str(path / "config.json") if path.is_dir() else model)
 
 
 def _step_bytes(graph: Graph, sizes: dict[str, int]) -> tuple[int, int]:
@@ -292,16 +300,15 @@ def _print(args: argparse.Namespace, plan: Plan) -> None:
         ]
     )
     print()
-    print_table(
-        [
-            ("schedule", "seconds", "NPU waits", "over the bound"),
-            _schedule("in order", prefill.in_order, prefill.lower_bound_s),
-            _schedule(f"out of order, {prefill.rule}", prefill.out_of_order, prefill.lower_bound_s),
-            ("lower bound", f"{prefill.lower_bound_s:.3f}", "", ""),
-        ]
-    )
-    saved = 1 - prefill.out_of_order.makespan_s / prefill.in_order.makespan_s
-    print(f"out of order takes {saved:.0%} less time than in order")
+    rows: list[tuple[str, ...]] = [("schedule", "seconds", "NPU waits", "over the bound")]
+    rows.append(_schedule("in order", prefill.in_order, prefill.lower_bound_s))
+    if prefill.rule != IN_ORDER:
+        name = f"out of order, {prefill.rule}"
+        rows.append(_schedule(name, prefill.out_of_order, prefill.lower_bound_s))
+    print_table([*rows, ("lower bound", f"{prefill.lower_bound_s:.3f}", "", "")])
+    if prefill.rule != IN_ORDER:
+        saved = 1 - prefill.out_of_order.makespan_s / prefill.in_order.makespan_s
+        print(f"out of order takes {saved:.0%} less time than in order")
     print()
     print_table(_memory_rows(plan))
 

@@ -153,7 +153,8 @@ def _check_size(folder: Path, name: str, record: FileRecord) -> None:
 
 def _not_found(folder: Path) -> BundleNotFound:
     partial = Path(f"{folder}.partial")
-    if folder.is_dir() and (folder / "config.json").is_file():
+    gguf = folder.suffix == ".gguf" and folder.is_file()
+    if gguf or (folder / "config.json").is_file():
         return BundleNotFound(
             f"{folder} is a checkpoint, not a bundle", f"lutra convert {folder} OUT.lutra"
         )

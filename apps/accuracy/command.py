@@ -144,8 +144,11 @@ def _samples(job: Job, text: Path | None, count: int) -> Samples:
         if tokenizer is None:
             raise UsageError("no tokenizer.json to read --text with", "leave --text out")
         return read_text(text, tokenizer, length, count)
-    if record.bos_id is None or job.model.graph.parameter_count > MOST_DRAWN:
-        raise UsageError("a model too large to draw its own text from", "add --text FILE")
+    cure = "add --text FILE"
+    if record.bos_id is None:
+        raise UsageError("a model without a token to begin its own text with", cure)
+    if job.model.graph.parameter_count > MOST_DRAWN:
+        raise UsageError("a model too large to draw its own text from", cure)
     return held_out(job.model, job.weights, record.bos_id, length, count)
 
 

@@ -15,6 +15,8 @@ from edge.schedule import IN_ORDER, simulate
 from npu.soc import validate
 from npu.soc.socs import SOCS
 from tests.apps.conftest import Lutra
+from tests.converter.sources.test_packed import write
+from tests.gguf_files import split_gguf, write_gguf
 
 JOBS = (
     Job(0, "qkv", Part(NPU), 1),
@@ -47,6 +49,21 @@ def test_a_bundle_its_checkpoint_and_its_config_plan_alike(
         for source in (bundle, checkpoint, checkpoint / "config.json")
     ]
     assert plans[0] == plans[1] == plans[2]
+
+
+def test_whatever_is_converted_is_planned(lutra: Lutra, checkpoint: Path, tmp_path: Path) -> None:
+    """A GGUF file, parts of one in a folder, and packed weights, as the checkpoint itself."""
+    gguf = write_gguf(checkpoint, tmp_path / "model.gguf")
+    (tmp_path / "parts").mkdir()
+    split_gguf(gguf, tmp_path / "parts", 3)
+    write("gptq 4 bits", tmp_path / "gptq")
+    options = ("--prompt", 30, "--generate", 4, "--json")
+    expected = {**lutra("plan", checkpoint, *options).json, "model": ""}
+    for source in (gguf, tmp_path / "parts"):
+        assert {**lutra("plan", source, *options).json, "model": ""} == expected
+        assert "not converted" in lutra("inspect", source).out
+    assert lutra("plan", tmp_path / "gptq", *options).code == 0
+    assert f"{gguf} is a checkpoint, not a bundle" in lutra("run", gguf).err
 
 
 def test_fewer_bits_decode_faster_and_the_npu_too(lutra: Lutra) -> None:
