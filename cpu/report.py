@@ -27,7 +27,7 @@ from edge.planes import STEP, TILE
 # Figures are for so many weights, or values where a kernel has none: one tile of outputs.
 UNIT = 64
 
-FORMATS = ("w2g64", "w3g64", "w4g32", "w4g64", "w4g128", "w4g64a", "w8g64", "ternary")
+FORMATS = ("w1g64", "w2g64", "w3g64", "w4g32", "w4g64", "w4g128", "w4g64a", "w8g64", "ternary")
 
 _FLOATS = ("f16", "f32")
 

@@ -55,3 +55,13 @@ def test_a_size_over_all_is_eight_bits(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "tiny", bos_token_id=1)
     manifest = convert(source, tmp_path / "m", size="1MiB")
     assert {str(t.form) for t in manifest.tensors.values()} == {"w8g64", "f32"}
+
+
+def test_one_bit_is_taken_where_two_do_not_fit(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "tiny", bos_token_id=1)
+    least = prepare(source, Formats.parse("w1g32", "w1g32")).plan
+    for share, widths in ((1.0, {"w1g32"}), (1.2, {"w1g32", "w2g32"})):
+        size = f"{share * 8 * (least.byte_count + 1) / least.parameter_count:.4f}bpw"
+        plan = prepare(source, Formats.parse("w4g32", "w4g32"), size=size).plan
+        assert widths <= {str(p.form) for p in plan.tensors}
+        assert plan.byte_count <= share * (least.byte_count + 1)
