@@ -13,8 +13,8 @@ to 32 million parameters) from what the float one predicts: minutes, where good 
 models draw the samples themselves, others read a text that comes with lutra, or yours.
 
 Formats: w<bits>g<group>[a] with 1, 2, 3, 4 or 8 bits, a group of 32, 64, 128 or c (a whole
-channel), and a for asymmetric; ternary; f16; f32. 1 bit is for models that were trained for it:
-others say nothing of use in it.
+channel), and a for asymmetric; ternary; f16; f32. 1 bit costs most of what a model can do that was
+not trained for it, and all of it without --quality good.
 
 examples:
   lutra convert ./Llama-3.2-1B llama.lutra
