@@ -60,7 +60,7 @@ FEW, MANY = (9, 2, 1, 1), (len(TOKENS),)
 FLOAT_TOLERANCE, FEW_TOLERANCE, MANY_TOLERANCE = 1e-4, 3e-3, 6e-2
 
 # Every number of bits, with zeros and without, a scale for a group, a row or all.
-FORMATS = ("f32", "w2g32", "w3g32a", "w4g64", "w8gca", "ternary")
+FORMATS = ("f32", "w1g32a", "w2g32", "w3g32a", "w4g64", "w8gca", "ternary")
 
 _SHAPES: dict[str, tuple[tuple[int, ...], Role]] = {
     "embed": ((VOCABULARY, WIDTH), "head"),
@@ -196,9 +196,12 @@ def _random_tensor(form: Format, name: str, generator: np.random.Generator) -> _
     scales = (generator.uniform(1, 3, held) / form.levels).astype(kind)
     zeros = None
     if form.asymmetric:
-        zeros = generator.integers(0, form.levels, (rows, groups), np.uint8)
+        most = form.levels * form.zero_parts
+        zeros = generator.integers(0, most, (rows, groups), np.uint8)
     group = np.arange(width) // form.group_size(width)
-    zero = np.array(form.zero) if zeros is None else zeros[:, group]
+    zero = np.array(form.zero)
+    if zeros is not None:
+        zero = ((zeros - float(form.zero_first)) / form.zero_parts)[:, group]
     spread = np.broadcast_to(scales.astype(np.float64), (rows, groups))[:, group]
     meant = (codes.astype(np.float64) - zero) * spread
     return _Stored(form, pack(form, Quantized(codes, scales, zeros)), meant)
