@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from apps.bench.ceilings import rates_of, tile_configuration
 from cpu.codegen.emit import Module, object_code
 from cpu.codegen.image import Image, link_image
 from cpu.codegen.language import I64, POINTER, Code, Value
@@ -191,6 +192,19 @@ def test_a_load_fills_with_zeros_what_lies_beyond_the_shape() -> None:
     np.testing.assert_array_equal(left[64:128], config)
     assert not left[:64].any()
     assert not left[128:].any()
+
+
+def test_loops_that_measure_the_unit_are_what_it_takes() -> None:
+    """Of tiles that are zeros, so that their sums stay so."""
+    for rate in rates_of(isa_of(str(AMX)))[1:]:
+        module = Module(isa_of(str(AMX)))
+        module.function(rate.name, [POINTER, POINTER, I64], rate.write)
+        image = Image.of(link_image(object_code(module)))
+        function = image.function(rate.name, *[ctypes.c_void_p] * 2, ctypes.c_int64)
+        out = np.ones(4096, np.uint8)
+        function(tile_configuration().ctypes.data, out.ctypes.data, 3)
+        assert not out[:1024].any()
+        assert out[1024:].all()
 
 
 # What the manual forbids.
