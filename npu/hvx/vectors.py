@@ -56,11 +56,6 @@ def high(pair: Value) -> Value:
     return _call("hi", VECTOR, pair)
 
 
-def joined(first: Value, second: Value) -> Value:
-    """Two vectors as a pair."""
-    return _call("vcombine", PAIR, second, first)
-
-
 def leading_zeros(word: Value) -> Value:
     """Of a scalar's 32 bits."""
     return word.code.intrinsic("llvm.hexagon.S2.cl0", I32, word)
@@ -126,7 +121,9 @@ def paired(first: Value, second: Value) -> Value:
 
 
 def times_fractions(words: Value, fractions: Value) -> Value:
-    """words * fractions / 2^31, rounded to nearest, halves up."""
+    """words * fractions / 2^31, rounded to nearest, halves up, of what is left when the products
+    with the low halves of fractions are cut at 2^16.
+    """
     by_low = _call("vmpyewuh", VECTOR, words, fractions)
     return _call("vmpyowh.rnd.sacc", VECTOR, by_low, words, fractions)
 
