@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +58,8 @@ class Fold:
 
     def apply(self, values: Floats) -> Floats:
         """A whole tensor, or rows of one where nothing is to be done on the left."""
-        wide = values.astype(np.float64)
+        moved = all(isinstance(factor, Reorder) for factor in (*self.left, *self.right))
+        wide: NDArray[Any] = values if moved else values.astype(np.float64)
         for factor in self.right:
             wide = factor.apply(wide)
         for factor in self.left:

@@ -112,7 +112,7 @@ def _record(bundle: Bundle) -> NpuRecord:
     if bundle.manifest.npu is None:
         raise NpuUnavailable(
             f"{bundle.folder} has no NPU program",
-            "convert again with --npu SM8650 (or npu:ort, to try it here), or use --prefill cpu",
+            "convert again with --npu SM8650 (or npu:ort, to try it here), or name another target",
         )
     return bundle.manifest.npu
 
