@@ -150,7 +150,7 @@ def _lookup(form: Format) -> Contract:
         return sizes["tiles"] * _groups(form, sizes, 2) * zeros.PAIR_BYTES
 
     def tabled(sizes: Sizes) -> Size:
-        return over(sizes["width"], 2 * STEP) * VECTOR_BYTES
+        return _blocks(sizes) * TABLE_BYTES
 
     def split(sizes: Sizes) -> Size:
         return over(sizes["width"], QUAD) * (2 * QUAD)

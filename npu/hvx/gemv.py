@@ -85,12 +85,19 @@ def lookup_kernel(form: Format) -> Kernel:
         blocks = (a.integer("width") + (BLOCK - 1)) // BLOCK
         ratios = tables.Ratios(code, a.pointer("peaks"), blocks, a.integer("one"))
         whole = _whole_blocks(code, a, form)
+        by_turns = _Blocks(code, a, _Shape(form), thread)
         turns = (last - first) // tiles_of(form)
         with code.when(turns > 0), code.loop(0, whole) as block:
-            _Blocks(code, a, _Shape(form), thread).run(block, first, turns, ratios)
-        alone = first + turns * tiles_of(form)
+            by_turns.run(block, first, turns, ratios)
+        cut_turns = _cut_turns(a, form, first, last)
+        with code.when(cut_turns > 0):
+            by_turns.run(whole, first, cut_turns, ratios)
+        alone, cut_alone = (first + each * tiles_of(form) for each in (turns, cut_turns))
         with code.loop(first, last) as tile:
-            _Tile(code, a, _Shape(form), tile).run((tile < alone).select(whole, 0), ratios)
+            done = whole
+            if inner.covers(form):
+                done = (tile < cut_alone).select(whole + 1, (tile < alone).select(whole, 0))
+            _Tile(code, a, _Shape(form), tile).run(done, ratios)
         finish(code, a, first, last, ratios.largest)
 
     return Kernel(f"lookup_{form}", SLOTS, body)
@@ -106,11 +113,28 @@ def _whole_blocks(code: Code, a: Arguments, form: Format) -> Value:
     """How many blocks a scheduled loop takes: its codes must be whole vectors."""
     if not inner.covers(form):
         return code.constant(I64, 0)
+    return _aligned(a, form).select(a.integer("width") // BLOCK, 0)
+
+
+def _cut_turns(a: Arguments, form: Format, first: Value, last: Value) -> Value:
+    """Turns of a scheduled loop for a block in which rows end, where that is half of one or more.
+
+    What it reads behind a row's end is the next tile's, so that the last tile has none of it; the
+    tables are zeros there.
+    """
+    if not inner.covers(form):
+        return first.code.constant(I64, 0)
+    tiles = (minimum(last, a.integer("tiles") - 1) - first).maximum(0)
+    long = (a.integer("width") & (BLOCK - 1)) >= BLOCK // 2
+    return long.select(_aligned(a, form).select(tiles // tiles_of(form), 0), 0)
+
+
+def _aligned(a: Arguments, form: Format) -> Value:
+    """Whether the codes of all tiles and blocks are whole vectors."""
     step_bytes = _Shape(form).step_bytes
     tile_bytes = (a.integer("width") + (STEP - 1)) // STEP * step_bytes
     apart = _address(a.pointer("codes")) | tile_bytes.to(I32)
-    aligned = (apart & (VECTOR_BYTES - 1)).equals(0)
-    return aligned.select(a.integer("width") // BLOCK, 0)
+    return (apart & (VECTOR_BYTES - 1)).equals(0)
 
 
 def _address(pointer: Value) -> Value:

@@ -66,9 +66,9 @@ def test_the_twin_is_the_product_of_dequantized_weights(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [text for text in FORMATS if inner.covers(Format.parse(text))])
-@pytest.mark.parametrize(("rows", "width"), [(64, 256), (300, 1024), (130, 777)])
+@pytest.mark.parametrize(("rows", "width"), [(64, 256), (300, 1024), (130, 777), (200, 896)])
 def test_scheduled_loops_are_the_twin(device: Device, text: str, rows: int, width: int) -> None:
-    """One tile, which takes no turn of the loop, and several, on one or two threads."""
+    """One tile, which takes no turn of the loop, and several, of whole blocks and of cut ones."""
     form, rng = Format.parse(text), np.random.default_rng(8)
     weights = random_weights(form, rows, width, rng)
     x = (rng.normal(size=width) * 10 ** rng.uniform(-2, 2, width)).astype(np.float32)
