@@ -5,8 +5,8 @@
 Builds the peer for the target's instruction sets, makes checkpoints of published shapes with random
 weights, converts them, and runs `lutra bench` against the peer for each row: our format and the
 peer's. What FOLDER has already is used again, so that an interrupted run goes on. Prints a table
-for docs/benchmarks.md, all of it measured; the rows' JSON stays in FOLDER. Takes half an hour and
-8 GB; nothing else should run meanwhile.
+for docs/benchmarks.md, all of it measured; the rows' JSON stays in FOLDER. The rows that are made
+unless told take some 14 GB of disk. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
