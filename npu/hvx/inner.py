@@ -11,30 +11,9 @@ from collections.abc import Iterable
 
 from edge.formats import Format
 from edge.planes import STEP, TILE
+from npu.hvx import registers as at
 from npu.hvx.isa import VECTOR_BYTES
 from npu.hvx.knobs import KNOBS, Knobs, shape_of
-from npu.hvx.registers import (
-    BY_4096,
-    BY_TURNS,
-    CODE_STRIDE,
-    CODES,
-    FETCHED,
-    FETCHED_SHAPE,
-    FOUR,
-    OFFSET_STRIDE,
-    OFFSETS,
-    RATIO,
-    REACH,
-    SCALE_STRIDE,
-    SCALES,
-    SUM_PAIRS,
-    SUMS,
-    TABLES_AT,
-    TOTALS,
-    TWO,
-    WEIGHTS_AT,
-    ZERO_SHIFT,
-)
 from npu.hvx.schedule import (
     PASSING,
     Loop,
@@ -122,37 +101,41 @@ def _setup(form: Format, resident: int, label: str) -> list[str]:
 
     code = [f"r29 = add(r29,#-{_FRAME_BYTES})"]
     code += [f"memd(r29+#{8 * n}) = r{i + 1}:{i}" for n, i in enumerate(_SAVED)]
-    code += [f"r28 = {word('tables')}", f"r28 = add(r28,#{REACH // 2 * VECTOR_BYTES})"]
-    code += [f"v{i} = vmem({TABLES_AT.name}+#{i - REACH // 2})" for i in range(resident)]
+    code += [f"r28 = {word('tables')}", f"r28 = add(r28,#{at.REACH // 2 * VECTOR_BYTES})"]
+    code += [f"v{i} = vmem({at.TABLES_AT.name}+#{i - at.REACH // 2})" for i in range(resident)]
     code += [
         f"r1 = {word('ratio')}",
         f"v{PASSING} = vsplat(r1)",
-        f"{RATIO.name} = {word('scratch')}",
+        f"{at.RATIO.name} = {word('scratch')}",
     ]
-    code += [f"vmem({RATIO.name}+#0) = v{PASSING}", f"r1 = {word('codes')}"]
-    for index, pointer in enumerate(CODES[: form.bits]):
-        place = (index * REACH + REACH // 2) * VECTOR_BYTES
+    code += [f"vmem({at.RATIO.name}+#0) = v{PASSING}", f"r1 = {word('codes')}"]
+    for index, pointer in enumerate(at.CODES[: form.bits]):
+        place = (index * at.REACH + at.REACH // 2) * VECTOR_BYTES
         code.append(f"{pointer.name} = add(r1,#{place})")
-    for pointer, name in ((SCALES[0], "steps"), (OFFSETS[0], "offsets"), (TOTALS, "totals")):
+    for pointer, name in (
+        (at.SCALES[0], "steps"),
+        (at.OFFSETS[0], "offsets"),
+        (at.TOTALS, "totals"),
+    ):
         code.append(f"{pointer.name} = {word(name)}")
-    code += [f"{SUMS.name} = {word('sums')}"]
-    strides = (CODE_STRIDE, SCALE_STRIDE, OFFSET_STRIDE)
+    code += [f"{at.SUMS.name} = {word('sums')}"]
+    strides = (at.CODE_STRIDE, at.SCALE_STRIDE, at.OFFSET_STRIDE)
     names = ("code_stride", "scale_stride", "offset_stride")
     code += [f"{r} = {word(name)}" for r, name in zip(strides, names, strict=True)]
-    behind = enumerate((ZERO_SHIFT, *SUM_PAIRS), len(WORDS))
+    behind = enumerate((at.ZERO_SHIFT, *at.SUM_PAIRS), len(WORDS))
     code += [f"{r} = memw(r0+#{4 * n})" for n, r in behind]
     code += [f"r1 = {word('turns')}", "r1 = add(r1,#-1)", "p0 = cmp.eq(r1,#0)"]
     code += [f"loop0({label},r1)", *(f"r{which} = #{which}" for which in range(4))]
-    code += [f"{FOUR} = #4", f"{BY_4096} = ##0x08000800", f"{TWO} = #2"]
-    code.append(f"{BY_TURNS} = #-{1 if form.bits == 1 else 4}")  # bytes, or words
-    for (first, second), register in WEIGHTS_AT[form.bits].items():
+    code += [f"{at.FOUR} = #4", f"{at.BY_4096} = ##0x08000800", f"{at.TWO} = #2"]
+    code.append(f"{at.BY_TURNS} = #-{1 if form.bits == 1 else 4}")  # bytes, or words
+    for (first, second), register in at.WEIGHTS_AT[form.bits].items():
         code.append(f"{register} = ##{(second << 8 | first) * 0x10001}")
     if tiles_of(form) == 2:
         code += _second_tile()
-    for pointer, codes in zip(FETCHED[: tiles_of(form)], CODES, strict=False):
-        code.append(f"{pointer.name} = add({codes.name},{CODE_STRIDE})")
-        code.append(f"{pointer.name} = add({pointer.name},#-{REACH // 2 * VECTOR_BYTES})")
-    low, high = FETCHED_SHAPE
+    for pointer, codes in zip(at.FETCHED[: tiles_of(form)], at.CODES, strict=False):
+        code.append(f"{pointer.name} = add({codes.name},{at.CODE_STRIDE})")
+        code.append(f"{pointer.name} = add({pointer.name},#-{at.REACH // 2 * VECTOR_BYTES})")
+    low, high = at.FETCHED_SHAPE
     code_bytes = _STEPS * TILE * form.bits
     code += [f"{low} = ##{code_bytes << 16 | 1}", f"{high} = ##{code_bytes}"]
     return [f"\t{{ {line} }}" for line in code]
@@ -160,7 +143,11 @@ def _setup(form: Format, resident: int, label: str) -> list[str]:
 
 def _second_tile() -> list[str]:
     """Where a turn's second tile begins, and strides of two tiles."""
-    places = ((CODES, CODE_STRIDE), (SCALES, SCALE_STRIDE), (OFFSETS, OFFSET_STRIDE))
+    places = (
+        (at.CODES, at.CODE_STRIDE),
+        (at.SCALES, at.SCALE_STRIDE),
+        (at.OFFSETS, at.OFFSET_STRIDE),
+    )
     code = [f"{second.name} = add({first.name},{by})" for (first, second, *_), by in places]
     return code + [f"{by} = add({by},{by})" for _, by in places]
 
