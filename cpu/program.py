@@ -119,6 +119,7 @@ class CpuProgram:
         self, tokens: NDArray[np.int32], count: int, cache: KVCache, logit_rows: int
     ) -> Table:
         """The table for so many rows, all its slots set."""
+        cache.reserve(count)
         sizes = PRIVATE_ROWS, FEW_ROWS, self.chunks[-1]
         table = self._table(next(size for size in sizes if count <= size), cache.form)
         self._write(table.tokens, tokens[:count])

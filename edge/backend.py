@@ -52,8 +52,9 @@ class Program(Protocol):
     ) -> NDArray[np.float32]:
         """Run `tokens` [chunk], of which the first `count` are valid, behind what `cache` holds.
 
-        The cache has room for them and is advanced by `count`. Returns logits float32 [logit_rows,
-        vocabulary] of the last `logit_rows` valid tokens; every program takes 0, 1 and `count`.
+        Makes room for them in the cache and advances it by `count`. Returns logits float32
+        [logit_rows, vocabulary] of the last `logit_rows` valid tokens; every program takes 0, 1 and
+        `count`. Raises PromptTooLong where the cache's context cannot hold them.
         """
         ...
 

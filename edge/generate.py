@@ -87,7 +87,6 @@ def prefill(
         start += len(chunk)
         wanted = len(chunk) if all_logits else int(start == len(ids))
         padded = np.pad(chunk, (0, size - len(chunk)))
-        cache.reserve(len(chunk))
         logits.append(program.run(padded, len(chunk), cache, wanted))
     return np.concatenate(logits)
 
@@ -121,7 +120,6 @@ def _next(program: Program, cache: KVCache, sampler: Sampler, history: Sequence[
         return sampler.pick(prefill(program, cache, history[-1:])[-1], history)
     tokens = np.zeros(chunk_for(decode, 1), np.int32)
     tokens[0] = history[-1]
-    cache.reserve(1)
     token, logit = decode.best(tokens, 1, cache)
     require_finite(logit)
     return token

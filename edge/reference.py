@@ -74,6 +74,7 @@ class ReferenceProgram:
 
     def run(self, tokens: NDArray[np.int32], count: int, cache: KVCache, logit_rows: int) -> Values:
         """Run a chunk; see `edge.backend.Program.run`."""
+        cache.reserve(count)
         step = Step(tokens, count, logit_rows, cache, {})
         for subgraph in self._bundle.graph.subgraphs:
             if subgraph.kind != "head" or logit_rows:

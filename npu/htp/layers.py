@@ -94,6 +94,7 @@ class LayersProgram:
     def run(self, tokens: NDArray[np.int32], count: int, cache: KVCache, logit_rows: int) -> Values:
         """Run a chunk; see `edge.backend.Program.run`. Raises PromptTooLong."""
         self._require(cache, count)
+        cache.reserve(count)
         return self._run(Step(tokens, count, logit_rows, cache, {}), Laps())
 
     def _run(self, step: Step, laps: Laps) -> Values:

@@ -112,6 +112,7 @@ class HvxProgram:
 
     def prepare(self, tokens: NDArray[np.int32], cache: KVCache) -> Calls:
         """A step's calls, with all that they read in place."""
+        cache.reserve(1)
         calls = self._calls(cache.form)
         self._write_angles(calls, cache.length)
         self.device.write(calls.lowering.buffers["tokens"], tokens[:1])

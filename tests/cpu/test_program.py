@@ -19,6 +19,7 @@ from cpu.kernels import gemm
 from cpu.lowering import Lowering
 from cpu.memory import Memory
 from edge.backend import PicksBest
+from edge.errors import PromptTooLong
 from edge.generate import chunk_for, prefill, stream_tokens
 from edge.graph import Linear
 from edge.kvcache import CacheFormat, KVCache
@@ -181,17 +182,31 @@ def test_the_best_token_is_that_of_the_logits(
     for count in (1, 2, 9, 30):  # every table
         size = chunk_for(program, count)
         chunk = np.pad(ids[:count], (0, size - count))
-        logits = program.run(chunk, count, roomy(model), 1)[0]
-        cache = roomy(model)
+        logits = program.run(chunk, count, model.session().cache, 1)[0]
+        cache = model.session().cache
         token, logit = program.best(chunk, count, cache)
         assert (token, logit) == (int(np.argmax(logits)), float(logits.max()))
         assert cache.length == count
 
 
-def roomy(model: Model) -> KVCache:
+@pytest.mark.parametrize("target", [*TARGETS, "ref"])
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_a_run_makes_room_for_its_tokens(
+    count: int, target: str, bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever calls a program without reserving: nothing is written past a cache's end."""
+    monkeypatch.setattr("edge.kvcache._FIRST_CAPACITY", 4)
+    model = load(bundle("w4g32"), target=target, context=36)
+    ids = np.random.default_rng(8).integers(0, 300, 34 + count).astype(np.int32)
     cache = model.session().cache
-    cache.reserve(40)
-    return cache
+    for first, rows in ((0, 4), (4, count)):
+        chunk = np.pad(ids[first : first + rows], (0, chunk_for(model.program, rows) - rows))
+        logits = model.program.run(chunk, rows, cache, 1)
+    assert cache.capacity >= cache.length == 4 + count
+    assert distance(logits, model.logits(ids[: 4 + count])[-1:]) < MATRIX
+    chunk = np.pad(ids[:33], (0, chunk_for(model.program, 33) - 33))
+    with pytest.raises(PromptTooLong, match="the context holds 36"):
+        model.program.run(chunk, 33, cache, 1)
 
 
 @pytest.mark.parametrize(
