@@ -13,7 +13,7 @@ _WIDTH = 30
 
 
 class Bar:
-    """Shows stages of work. Implements `converter.watch.Watcher`.
+    """Shows stages of work. Implements `edge.watch.Watcher`.
 
     A stage shorter than `patience_s` shows nothing, so that quick work stays quiet.
     """

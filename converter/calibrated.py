@@ -24,12 +24,12 @@ from converter.quantize.grid import Floats, Grid, fit_threshold
 from converter.quantize.rtn import quantize_rows
 from converter.refine import Refinement
 from converter.samples import WANTED, Samples, Wanted
-from converter.watch import Watcher
 from converter.weights import Weights
 from edge.formats import Format
 from edge.graph import Add, Embed, Graph, Linear
 from edge.planes import TILE, Quantized, StoredTensor, dequantize, pack
 from edge.reference import Values
+from edge.watch import Watcher
 
 # Tokens for each input before half of the correction is believed.
 PRIOR = 12

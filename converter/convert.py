@@ -35,7 +35,6 @@ from converter.scaling import find_scales
 from converter.sources.open import open_source
 from converter.sources.source import Source, check_unchanged, describe
 from converter.sources.tokenizer import read_tokenizer
-from converter.watch import Silent, Watcher
 from converter.weights import Weights
 from edge.backend import Artifact, backend_for
 from edge.bundle_writer import RESUME, BundleWriter
@@ -58,6 +57,7 @@ from edge.sampler import Sampling
 from edge.target import Target
 from edge.template import ChatTemplate
 from edge.version import VERSION
+from edge.watch import Silent, Watcher
 
 DEFAULT_CHUNK = 256
 GENERATION = "generation_config.json"

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from converter.calibrate import Tensors, Tokens, Walk
 from converter.ranges import HEADROOM, between
-from converter.watch import Watcher
 from edge.graph import Attention, Gate, Graph, Linear, Op, Rope
 from edge.npu import Activation, balanced, spanning
 from edge.pieces import layer_pieces
 from edge.reference import Values
+from edge.watch import Watcher
 from npu.htp.layer import MARGIN, capped_of, kept_of, masked_of, scores_of
 from npu.htp.lower_layer import scaled_of, turned_parts, unbiased_of
 

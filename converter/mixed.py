@@ -20,13 +20,13 @@ from converter.quantize.gptq import Curvature, Effort, quantize
 from converter.quantize.grid import Floats
 from converter.quantize.rtn import quantize_rows
 from converter.samples import Samples
-from converter.watch import Watcher
 from converter.weights import Weights
 from edge.errors import UsageError
 from edge.formats import INTEGER_BITS, Format
 from edge.graph import Embed, Linear, Op
 from edge.planes import dequantize
 from edge.reference import Values
+from edge.watch import Watcher
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from converter.npu_graphs import STAND_IN, Parts, build_graphs, write_shadow
 from converter.npu_weights import calibrated_weights
 from converter.ranges import Choices, Ranges, find_ranges
 from converter.samples import Samples, Wanted, choose_samples
-from converter.watch import Watcher
 from converter.weights import Weights
 from edge.bundle_writer import BundleWriter
 from edge.errors import UnknownTarget, UnsupportedMath, UsageError
 from edge.graph import Graph
 from edge.npu import CHUNKS, Calibration, Form, Mode, NpuRecord
 from edge.pieces import static_pieces
+from edge.watch import Watcher
 from npu.htp.lower_layer import refuses
 from npu.htp.provider import load_qnn, versions
 from npu.htp.socs import Soc, find_soc

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from converter.calibrate import Tensors
 from converter.ranges import Ranges
-from converter.watch import Watcher
 from edge.bundle_writer import BundleWriter
 from edge.graph import Graph, Linear
 from edge.npu import Binary, NpuRecord
@@ -21,6 +20,7 @@ from edge.pieces import static_pieces
 from edge.planes import Part
 from edge.target import Target
 from edge.tensorfile import TensorFileWriter
+from edge.watch import Watcher
 from npu.htp import lower
 from npu.htp.compile import compile_graphs
 from npu.htp.graphs import make_layers

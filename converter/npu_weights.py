@@ -16,11 +16,11 @@ from converter.calibrated import Method, Task, encode_calibrated
 from converter.plan import PlannedTensor
 from converter.quantize.grid import Floats, Grid
 from converter.samples import Samples
-from converter.watch import Watcher
 from converter.weights import Weights
 from edge.formats import Format
 from edge.graph import Graph, Linear
 from edge.planes import StoredTensor, parts_of
+from edge.watch import Watcher
 from npu.htp import weights as npu
 
 FORMS = {4: Format.parse(f"w4g{npu.BLOCK}"), 8: Format.parse("w8gc")}

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.calibrate import Tensors, Tokens, Walk
-from converter.watch import Watcher
 from edge.graph import Gate, Graph, Linear, Op
 from edge.npu import Activation, Mode, Outliers, spanning
 from edge.pieces import static_pieces
 from edge.reference import GATES, relu
+from edge.watch import Watcher
 
 Floats = NDArray[np.float32]
 

@@ -20,11 +20,11 @@ from converter.calibrate import Tensors, Tokens
 from converter.quantize import scales as stored
 from converter.quantize.grid import Floats, Grid
 from converter.samples import Samples
-from converter.watch import Watcher
 from edge.formats import F32, Format
 from edge.graph import Graph
 from edge.planes import Quantized, StoredTensor, zeros_of
 from edge.reference import Values, softmax
+from edge.watch import Watcher
 
 _SEED = 31
 

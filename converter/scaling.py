@@ -19,9 +19,9 @@ from converter.plan import PlannedTensor
 from converter.quantize.awq import Layer, Rounding, search_scales
 from converter.samples import Samples
 from converter.uses import Uses
-from converter.watch import Watcher
 from converter.weights import Weights
 from edge.graph import Attention, Gate, Graph, Linear, Norm
+from edge.watch import Watcher
 
 
 @dataclass(frozen=True)

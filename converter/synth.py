@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from converter.models import build_model
 from converter.models.builder import Model
 from converter.sources.huggingface import INDEX, SINGLE
-from converter.watch import Silent, Watcher
 from edge.disk import disk_errors
 from edge.errors import MissingDependency, OutputExists, UsageError
 from edge.planes import Part
 from edge.tensorfile import TensorFileWriter, to_bfloat16
+from edge.watch import Silent, Watcher
 
 Floats = NDArray[np.float32]
 

@@ -21,11 +21,11 @@ from converter.plan import Formats
 from converter.quality import Quality
 from converter.samples import MOST_DRAWN, Samples, choose_samples, read_text
 from converter.sources.tokenizer import read_tokenizer
-from converter.watch import Watcher
 from edge.backend import choose_target
 from edge.disk import write_text
 from edge.errors import UsageError
 from edge.model import load
+from edge.watch import Watcher
 
 DEFAULT_FORMATS = "w8g64,w4g32,w3g32,w2g32"
 DEFAULT_LENGTH = 256

@@ -27,12 +27,12 @@ from converter.plan import Formats
 from converter.plant import Planting, plant
 from converter.ranges import Choices
 from converter.sources.tokenizer import read_tokenizer
-from converter.watch import Watcher
 from edge.errors import UsageError
 from edge.model import load
 from edge.npu import Form
 from edge.pair import Pair
 from edge.tool import finish
+from edge.watch import Watcher
 from npu.htp.program import HtpProgram
 
 

@@ -31,13 +31,13 @@ from apps.bench.process import Child
 from converter.calibrate import FloatTensors, Walk
 from converter.models.builder import Model
 from converter.samples import Samples
-from converter.watch import Watcher
 from converter.weights import Weights
 from edge.errors import LutraError, MissingDependency, UnknownFormat
 from edge.formats import F32
 from edge.graph import Linear
 from edge.planes import StoredTensor
 from edge.reference import Values
+from edge.watch import Watcher
 
 # llama.cpp makes FILE_TYPES in its own mixtures; the gguf package PACKAGE_FORMATS, every matrix in
 # the one format.

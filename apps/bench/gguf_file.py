@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from converter.models import build_model
 from converter.models.builder import Model
 from converter.sources.huggingface import Checkpoint, open_checkpoint
-from converter.watch import Silent, Watcher
 from converter.weights import Weights
 from edge.disk import disk_errors
 from edge.errors import (
@@ -33,6 +32,7 @@ from edge.errors import (
     UnsupportedMath,
 )
 from edge.graph import Attention, Gate, Norm, Rope
+from edge.watch import Silent, Watcher
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter

@@ -21,9 +21,9 @@ from apps.bench.gguf_file import (
 )
 from apps.bench.process import Child
 from converter.sources.huggingface import open_checkpoint
-from converter.watch import Watcher
 from edge.errors import MissingDependency, OutputExists, UsageError
 from edge.target import Target, this_machine
+from edge.watch import Watcher
 
 SIDE = "apps.bench.llamacpp_side"
 

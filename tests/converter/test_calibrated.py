@@ -12,9 +12,9 @@ from converter.quality import METHODS, Quality
 from converter.quantize.gptq import Effort
 from converter.samples import DEFAULT_TEXT, Wanted
 from converter.synth import synthesize
-from converter.watch import Silent
 from edge.bundle import Bundle
 from edge.errors import UsageError
+from edge.watch import Silent
 from tests.checkpoints import TINY, make_checkpoint, rewrite_weights
 from tests.converter.quantize.layers import divergence
 

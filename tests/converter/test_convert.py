@@ -11,10 +11,10 @@ import pytest
 
 import edge
 from converter.convert import convert, read_generation
-from converter.watch import Silent
 from edge.bundle import Bundle, verify
 from edge.model import DEFAULT_SAMPLING, with_defaults
 from edge.sampler import Sampling
+from edge.watch import Silent
 from tests.checkpoints import make_checkpoint, rewrite_weights
 
 FORMATS = [

@@ -18,8 +18,8 @@ from converter.quantize.gptq import Effort
 from converter.quantize.grid import Grid
 from converter.samples import Samples
 from converter.synth import synthesize
-from converter.watch import Silent
 from edge.graph import Linear
+from edge.watch import Silent
 from npu.htp.weights import MOST_STEPS, quantize
 from tests.golden.variants import VARIANTS
 

@@ -21,7 +21,6 @@ from converter import convert as conversion
 from converter.convert import convert
 from converter.npu import plan_npu
 from converter.plan import Formats
-from converter.watch import Silent
 from edge import bundle_writer, disk
 from edge.bundle import Bundle, verify
 from edge.errors import (
@@ -29,6 +28,7 @@ from edge.errors import (
     OutputExists,
     SourceChanged,
 )
+from edge.watch import Silent
 from tests.checkpoints import make_checkpoint
 from tests.gguf_files import write_gguf
 

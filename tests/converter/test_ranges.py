@@ -9,8 +9,8 @@ from converter.calibrate import FloatTensors
 from converter.convert import Job, prepare
 from converter.plan import Formats
 from converter.ranges import Choices, Ranges, choose_threshold, find_outliers, find_ranges
-from converter.watch import Silent
 from edge.pieces import static_pieces
+from edge.watch import Silent
 from tests.checkpoints import make_checkpoint
 
 SAMPLES = [np.arange(start, start + 40, dtype=np.int32) for start in (0, 100, 200)]

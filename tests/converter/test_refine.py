@@ -17,9 +17,9 @@ from converter.quality import METHODS
 from converter.quantize.gptq import GPTQ_ALONE
 from converter.refine import Draft, Refined, Refinement, refine
 from converter.samples import KeptTensors, Samples, Wanted, draw_samples
-from converter.watch import Silent
 from edge.bundle import Bundle
 from edge.planes import dequantize
+from edge.watch import Silent
 from tests.checkpoints import make_checkpoint
 
 

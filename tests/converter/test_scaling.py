@@ -14,9 +14,9 @@ from converter.quantize.awq import to_nearest
 from converter.samples import Samples, Wanted
 from converter.scaling import find_scales, places
 from converter.synth import synthesize
-from converter.watch import Silent
 from converter.weights import Weights
 from edge.bundle import Bundle
+from edge.watch import Silent
 from tests.checkpoints import make_checkpoint
 from tests.converter.quantize.layers import divergence
 from tests.converter.test_rotate import FOLDABLE, logits_of

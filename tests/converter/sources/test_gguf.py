@@ -13,8 +13,8 @@ from converter.convert import convert
 from converter.models import build_model
 from converter.sources.gguf_types import TYPES
 from converter.synth import synthesize
-from converter.watch import Silent
 from edge.bundle import Bundle
+from edge.watch import Silent
 from tests.checkpoints import make_checkpoint
 from tests.converter.models.test_golden import distance, golden
 from tests.gguf_files import write_gguf

@@ -10,7 +10,7 @@ from apps.accuracy import npu
 from apps.accuracy.npu import MODES, measure
 from converter.plant import Planting
 from converter.samples import Wanted
-from converter.watch import Silent
+from edge.watch import Silent
 
 
 def test_planted_outliers_are_restored_for_little(
