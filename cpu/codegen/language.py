@@ -13,10 +13,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cpu.codegen.isa import Isa, VectorFloats
-
-if TYPE_CHECKING:
     from llvmlite import ir
+
+    from cpu.codegen.isa import Isa, VectorFloats
 else:
 
     class _Builder:
