@@ -1,9 +1,10 @@
 """Linear projections of many rows on a matrix unit, in bfloat16.
 
-The two-level lookup of T-MAN (arXiv 2511.11248, section 4.2): a nibble of each plane is spread to 4
-codes, codes become weights with their group's scale and zero, and weights go, as pairs of bfloat16
-in the order of the unit's operand, into a panel of 64 outputs by 512 inputs that stays in the
-caches while all rows are multiplied with it.
+The three overlapped stages of T-MAN (arXiv 2511.11248, section 4.2): memory is asked for planes
+ahead; their bits become codes, and codes weights with their group's scale and zero; and these, as
+pairs of bfloat16 in the order of the unit's operand, fill a panel of 64 outputs by 256 inputs,
+which stays in the caches while all rows are multiplied with it. Where T-MAN looks a nibble up for
+its codes, the ISA's table transposes bits in registers.
 """
 
 from __future__ import annotations
