@@ -176,7 +176,9 @@ with what the compiler makes now. Compiled with {compiler}; cycles are **modelle
 
 - **a turn**: the weights (or values, where a kernel has none) that the inner loop takes each
   time; **instructions**: how many that turn has. Of a kernel's innermost loops it is the one that
-  multiplies most; of `norm and quantize` the one that makes integers.
+  multiplies most; of `norm and quantize` the one that makes integers. `lookup` decodes without
+  multiplying, in place of `linear`, where it is listed; `tables` makes its tables once a step for
+  all projections of an input.
 - **per 64**: instructions for 64 weights, with the share of what is done once a block (scales,
   zeros, sums) where that is in the loop around. A weight is multiplied with two int8 terms of an
   activation in `linear` (decode, rows one by one), with both of some rows in `batch ...

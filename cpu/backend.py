@@ -79,14 +79,16 @@ class CpuBackend:
 
 def _native(bundle: Bundle, target: Target) -> Native:
     """The kernels that the bundle was compiled with for this target, else made now."""
-    matrix_unit = tables.isa_for(target).tiles is not None
+    isa = tables.isa_for(target)
+    matrix_unit, lookup_bits = isa.tiles is not None, isa.lookup_bits
     forms = {str(record.form): record.form for record in bundle.manifest.tensors.values()}.values()
     ahead = next((a for a in bundle.manifest.artifacts if a.target == target), None)
-    wanted = interface(forms, matrix_unit=matrix_unit)
+    wanted = interface(forms, matrix_unit=matrix_unit, lookup_bits=lookup_bits)
     if ahead is not None and ahead.tools.get(INTERFACE) == wanted:
-        return Native([Library(bundle.checked(ahead.path))], matrix_unit=matrix_unit)
+        library = Library(bundle.checked(ahead.path))
+        return Native([library], matrix_unit=matrix_unit, lookup_bits=lookup_bits)
     if _has_compiler():
-        return compile_native(forms, tables.isa_for(target))
+        return compile_native(forms, isa)
     if ahead is not None:
         raise WrongSchema(
             f"{bundle.folder / ahead.path} has another version's kernels: "

@@ -5,7 +5,7 @@ Every op gets what the processor itself made before it, so an error is told of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,20 +39,29 @@ def check(bundle: Bundle, target: Target) -> Iterator[Check]:
     Raises MissingDependency where nothing can be emulated.
     """
     formats = {str(record.form): record.form for record in bundle.manifest.tensors.values()}
-    with emulated.start(isa_for(target), formats.values()) as device:
+    isa = isa_for(target)
+    with emulated.start(isa, formats.values()) as device:
         memory = emulated.PipedMemory(device, bundle.weights_path)
         for rows, most in STEPS:
-            yield from _Run(bundle, device, memory, rows, most).run()
+            yield from _Run(bundle, device, memory, rows, most, isa.lookup_bits).run()
 
 
 class _Run:
     """One step of some rows."""
 
     def __init__(
-        self, bundle: Bundle, device: Piped, memory: emulated.PipedMemory, rows: int, most: int
+        self,
+        bundle: Bundle,
+        device: Piped,
+        memory: emulated.PipedMemory,
+        rows: int,
+        most: int,
+        lookup_bits: Collection[int],
     ) -> None:
         self.bundle, self.device, self.rows = bundle, device, rows
-        self.lowering = Lowering(bundle, memory, 1, most, "f16", matrix_unit=False)
+        self.lowering = Lowering(
+            bundle, memory, 1, most, "f16", matrix_unit=False, lookup_bits=lookup_bits
+        )
         self.lowered = self.lowering.run()
         self.weights = WeightCache(bundle, budget_bytes=0)
         rng = np.random.default_rng(rows)

@@ -59,7 +59,7 @@ def _program(isa: Isa, formats: list[Format]) -> Path:
     from cpu.codegen.emit import Module, object_code
 
     module = Module(isa)
-    for family in families(formats, matrix_unit=False).values():
+    for family in families(formats, matrix_unit=False, lookup_bits=isa.lookup_bits).values():
         for kernel in family:
             kernel.emit(module)
     kernels, text = object_code(module), source().encode()

@@ -14,7 +14,7 @@ cheaper than a barrier: a decode step has four barriers a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +29,7 @@ from cpu.kernels import (
     embedding,
     gemm,
     linear,
+    lookup,
     rows,
 )
 from cpu.kernels.blocks import block_of
@@ -72,15 +73,15 @@ class Lowering:
         cache_format: CacheFormat,
         *,
         matrix_unit: bool,
+        lookup_bits: Collection[int] = (),
     ) -> None:
         self.bundle = bundle
         self.graph: Graph = bundle.graph
         self.memory = memory
-        self.threads = threads
-        self.max_rows = max_rows
+        self.threads, self.max_rows = threads, max_rows
         self.private = max_rows <= PRIVATE_ROWS
         self.cache_format = cache_format
-        self.matrix_unit = matrix_unit
+        self.matrix_unit, self.lookup_bits = matrix_unit, lookup_bits
         self.tensors: dict[str, StoredTensor] = {
             tensor.name: bundle.tensor(tensor.name) for tensor in self.graph.tensors
         }
@@ -207,7 +208,7 @@ class Lowering:
             # nothing reads it as a value of its own
             self.converted[op.out, _quantized(block)] = self.places[op.out] = out
             kernel = activations.norm_quantize_kernel(block)
-            self.call(kernel, self.row_arguments(x, out) | extra | _parts(layout))
+            self.call(kernel, self.row_arguments(x, out) | extra | layout.slots)
             return
         out = self.place(op.out, self.row_spread(), taken=x.taken)
         extra["size"] = self.tensors[op.weight].shape[0]
@@ -258,8 +259,7 @@ class Lowering:
             self.matrix_linear(op, weight)
             return
         if weight.form.quantized:
-            x = self.quantize(op.x, block_of(weight.form))
-            self.quantized_linear(op, weight, x)
+            self.quantized_linear(op, weight, self.quantize(op.x, block_of(weight.form)))
             return
         x = self.read(op.x)
         out = self.place(op.out, "sliced", taken=x.taken)
@@ -279,8 +279,11 @@ class Lowering:
         self.call(linear.float_linear_kernel(weight.form), arguments)
 
     def quantized_linear(self, op: Linear, weight: StoredTensor, x: Place) -> None:
-        out = self.place(op.out, "sliced", taken=x.taken)
         layout = activations.RowLayout(x.width, block_of(weight.form))
+        looks_up = self.private and weight.form.bits in self.lookup_bits
+        # their barrier is before there is a place for what is yet to be written
+        tables = self.tables(op.x, x, layout) if looks_up else None
+        out = self.place(op.out, "sliced", taken=x.taken)
         arguments: dict[str, int | Dynamic] = {
             "x": x.address,
             "bias": self.bias(op),
@@ -294,26 +297,40 @@ class Lowering:
             "row_scales": layout.scales,
             "row_sums": layout.sums,
             "x_private": x.private,
-        }
-        arguments |= self.weight_arguments(weight)
-        if self.private or (x.taken and self.max_rows > FEW_ROWS):
+        } | self.weight_arguments(weight)
+        if tables:
+            arguments |= {"tables": tables.address, "tables_stride": tables.stride}
+            self.call(lookup.lookup_kernel(weight.form), arguments)
+        elif self.private or (x.taken and self.max_rows > FEW_ROWS):
             # of many rows the head is asked for one, hardly ever for more
             self.call(linear.linear_kernel(weight.form), arguments)
-            return
-        panels = self.memory.address("panels of codes", batch.PANEL_BYTES * self.threads)
-        self.call(batch.batch_kernel(weight.form), arguments | {"panels": panels})
+        else:
+            panels = self.memory.address("panels of codes", batch.PANEL_BYTES * self.threads)
+            self.call(batch.batch_kernel(weight.form), arguments | {"panels": panels})
+
+    def tables(self, name: str, x: Place, layout: activations.RowLayout) -> Place:
+        """Tables of partial sums of quantized rows, made once for all that read the value."""
+
+        def make(name: str) -> Place:
+            kernel, stride = lookup.tables_kernel(), lookup.tables_bytes(x.width)
+            address = self.take(name, stride * self.max_rows)
+            out = Place(address, x.width, stride, spread="split", taken=x.taken)
+            arguments = self.row_arguments(x, out) | layout.slots
+            self.call(kernel, {slot: arguments[slot] for slot in kernel.slots})
+            return out
+
+        return self.shared(name, f"tables of {layout.block}", make)
 
     def matrix_linear(self, op: Linear, weight: StoredTensor) -> None:
         """Many rows at once, in bfloat16."""
         x = self.shared(op.x, "bfloat16", self.bfloat16)
         out = self.place(op.out, "sliced")
+        panels_bytes = gemm.panels_bytes(self.max_rows) * self.threads
         arguments: dict[str, int | Dynamic] = {
             "x": x.address,
             "bias": self.bias(op),
             "out": out.address,
-            "panels": self.memory.address(
-                "panels", gemm.panels_bytes(self.max_rows) * self.threads
-            ),
+            "panels": self.memory.address("panels", panels_bytes),
             "rows": Dynamic("rows"),
             "width": x.width,
             "tiles": -(-out.width // TILE),
@@ -345,7 +362,7 @@ class Lowering:
         x = self.read(name)
         layout = activations.RowLayout(x.width, block)
         out = self.quantized_place(name, layout, x)
-        extra = _parts(layout) | {"one_scale": int(x.one_scale)}
+        extra = layout.slots | {"one_scale": int(x.one_scale)}
         self.call(activations.quantize_kernel(block), self.row_arguments(x, out) | extra)
         return out
 
@@ -466,11 +483,6 @@ class Lowering:
 def _quantized(block: int) -> str:
     """The kind of a value in another form that quantized rows are."""
     return f"b{block}"
-
-
-def _parts(layout: activations.RowLayout) -> dict[str, int]:
-    """Where kernels find the parts of quantized rows."""
-    return {"padded": layout.padded, "scales": layout.scales, "sums": layout.sums}
 
 
 _LOWER: dict[type[Op], Callable[..., None]] = {

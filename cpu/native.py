@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -37,11 +37,14 @@ class Code(Protocol):
 class Native:
     """Kernels by name, and the step that calls them, of one or several pieces of machine code."""
 
-    def __init__(self, codes: Sequence[Code], *, matrix_unit: bool) -> None:
+    def __init__(
+        self, codes: Sequence[Code], *, matrix_unit: bool, lookup_bits: Collection[int] = ()
+    ) -> None:
         if matrix_unit and (reason := refused_tiles()):
             raise UnknownTarget(reason, "use --target cpu:x86_64,vnni")
         self._codes = codes  # keeps the machine code alive
         self.matrix_unit = matrix_unit
+        self.lookup_bits = lookup_bits
         kind = ctypes.CFUNCTYPE(
             None,
             ctypes.c_void_p,
@@ -71,11 +74,11 @@ class Native:
 def compile_native(formats: Iterable[Format], isa: Isa) -> Native:
     """Compile the kernels for tensors of these formats, or take them from the cache."""
     matrix_unit = isa.tiles is not None
-    made = families(formats, matrix_unit=matrix_unit)
+    made = families(formats, matrix_unit=matrix_unit, lookup_bits=isa.lookup_bits)
     # a kernel is written, and then compiled with its family
     listening().start("compiling", 2 * sum(map(len, made.values())), "steps")
     images = [_image(isa, name, kernels) for name, kernels in made.items()]
-    return Native(images, matrix_unit=matrix_unit)
+    return Native(images, matrix_unit=matrix_unit, lookup_bits=isa.lookup_bits)
 
 
 def _image(isa: Isa, family: str, kernels: Sequence[Kernel]) -> Image:
@@ -124,12 +127,12 @@ def compile_library(formats: Iterable[Format], isa: Isa, out: Path) -> dict[str,
     from cpu.codegen.link import shared_library
 
     forms, matrix_unit = tuple(formats), isa.tiles is not None
-    made = families(forms, matrix_unit=matrix_unit).values()
+    made = families(forms, matrix_unit=matrix_unit, lookup_bits=isa.lookup_bits).values()
     module = _module(isa, [kernel for kernels in made for kernel in kernels], step=True)
     shared_library(object_code(module), out)
     return {
         "llvmlite": llvmlite.__version__,
-        INTERFACE: interface(forms, matrix_unit=matrix_unit),
+        INTERFACE: interface(forms, matrix_unit=matrix_unit, lookup_bits=isa.lookup_bits),
     }
 
 

@@ -152,6 +152,7 @@ class CpuProgram:
                 max_rows,
                 cache_format,
                 matrix_unit=self._native.matrix_unit and max_rows == MATRIX_ROWS,
+                lookup_bits=self._native.lookup_bits,
             )
             self._tables[key] = Table(lowering, self._native)
         return self._tables[key]

@@ -16,13 +16,14 @@ from cpu.codegen.isa import Isa
 from cpu.codegen.loops import Loop, find_loops, flattened
 from cpu.codegen.mca import Tool
 from cpu.codegen.tables import TABLES
+from cpu.kernels import lookup
 from cpu.kernels.activations import TERMS
 from cpu.kernels.blocks import block_of
 from cpu.kernels.families import families
 from cpu.kernels.kernel import Kernel
 from edge.errors import LutraError
 from edge.formats import Format
-from edge.planes import STEP, TILE
+from edge.planes import QUAD, STEP, TILE
 
 # Figures are for so many weights, or values where a kernel has none: one tile of outputs.
 UNIT = 64
@@ -51,8 +52,9 @@ class Subject:
 
     `count` tells the weights or values of a turn from the loop. `block` is the weights that share a
     scale, times the outputs of a tile: the loop around is then charged for once a block. The loop
-    is one without loops in it, except where `parted`: other work is done beside. Where what
-    multiplies is the lesser part, as the squares of a norm, `multiplies` is false.
+    is one without loops in it, except where `parted`: other work is done beside. It is the one that
+    has most of what `most` counts: where what multiplies is the lesser part, as the squares of a
+    norm, vector instructions.
     """
 
     name: str
@@ -61,7 +63,7 @@ class Subject:
     count: Callable[[Isa, Loop], float]
     block: int = 0
     parted: bool = False
-    multiplies: bool = True
+    most: Callable[[Loop], int] = Loop.products
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,10 @@ def subjects(isa: Isa, formats: Iterable[str] = FORMATS) -> list[Subject]:
     """What is reported of an instruction set."""
     parsed, tiles = [Format.parse(text) for text in formats], isa.tiles is not None
     others = [Format.parse(text) for text in ("w4g64", *_FLOATS)]
-    made = families([*parsed, *others], matrix_unit=tiles).values()
+    made = families([*parsed, *others], matrix_unit=tiles, lookup_bits=isa.lookup_bits).values()
     kernels = {kernel.name: kernel for family in made for kernel in family}
     found = [_linear(form, kernels) for form in parsed]
+    found += [_lookup(form, kernels) for form in parsed if form.bits in isa.lookup_bits]
     found += [_batch(form, isa, kernels) for form in parsed]
     if tiles:
         found += [subject for form in parsed for subject in _gemm(form, kernels)]
@@ -112,7 +115,8 @@ def subjects(isa: Isa, formats: Iterable[str] = FORMATS) -> list[Subject]:
         Subject(f"linear {form}", kernels[f"linear_{form}"], "weights", _products(1))
         for form in _FLOATS
     ]
-    return found + _of_activations(kernels)
+    found += _of_activations(kernels)
+    return [*found, _tables(kernels["tables"])] if isa.lookup_bits else found
 
 
 def _products(uses: int) -> Callable[[Isa, Loop], float]:
@@ -129,6 +133,21 @@ def _linear(form: Format, kernels: Kernels) -> Subject:
     block = block_of(form) * TILE
     kernel = kernels[f"linear_{form}"]
     return Subject(f"linear {form}", kernel, "weights", _products(TERMS), block)
+
+
+def _lookup(form: Format, kernels: Kernels) -> Subject:
+    """Each digit of each plane of 4 weights is a lookup."""
+    block, uses = block_of(form) * TILE, lookup.DIGITS * form.bits
+
+    def count(_: Isa, loop: Loop) -> float:
+        return QUAD * loop.lookups() / uses
+
+    kernel = kernels[f"lookup_{form}"]
+    return Subject(f"lookup {form}", kernel, "weights", count, block, most=Loop.lookups)
+
+
+def _tables(kernel: Kernel) -> Subject:
+    return Subject("tables", kernel, "values", lambda *_: STEP, most=Loop.vectors)
 
 
 def _batch(form: Format, isa: Isa, kernels: Kernels) -> Subject:
@@ -158,7 +177,7 @@ def _of_activations(kernels: Kernels) -> list[Subject]:
             kernels["norm_quantize_b64"],
             "values",
             lambda isa, _: max(8, isa.lanes),
-            multiplies=False,
+            most=Loop.vectors,
         ),
         values("attention f32, 4 queries", "attention_f32", _products(4)),
         values("attention f16, 4 queries", "attention_f16", _products(4)),
@@ -172,7 +191,7 @@ def _of_activations(kernels: Kernels) -> list[Subject]:
         values("argmax", "argmax", _vectors()),
         values("embedding w4g64", "embedding_w4g64", lambda *_: STEP),
         Subject(
-            "encode u8", kernels["encode_u8"], "values", _vectors(), parted=True, multiplies=False
+            "encode u8", kernels["encode_u8"], "values", _vectors(), parted=True, most=Loop.vectors
         ),
         values("decode u8", "decode_u8", _vectors()),
         values("add columns", "add_columns", _products(1)),
@@ -187,8 +206,7 @@ def find_row(isa: Isa, subject: Subject) -> Row:
     if not loops:
         raise LutraError(f"{subject.name} on {isa.name}: its machine code has no loop")
     candidates = [loop for loop in loops if subject.parted or not loop.inner]
-    most = (lambda loop: loop.products()) if subject.multiplies else (lambda _: 0)
-    found = max(candidates, key=lambda loop: (most(loop), loop.vectors()))
+    found = max(candidates, key=lambda loop: (subject.most(loop), loop.vectors()))
     work = subject.count(isa, found)
     around = None
     if subject.block and work != subject.block:
@@ -199,7 +217,7 @@ def find_row(isa: Isa, subject: Subject) -> Row:
 def _around(loops: Sequence[Loop], found: Loop, work: float, subject: Subject, isa: Isa) -> Loop:
     """The loop of a block: the turns of those in it must make a whole block."""
     around = next(loop for loop in loops if found in loop.inner)
-    parts = sum(loop.products() == found.products() for loop in around.inner)
+    parts = sum(subject.most(loop) == subject.most(found) for loop in around.inner)
     if subject.block % (parts * work):
         raise LutraError(
             f"{subject.name} on {isa.name}: {parts} loops of {work} weights make no block of "

@@ -2,10 +2,25 @@
 
 Expansion is by transposing (`transpose`): 11 vector instructions for 64 weights at 2 bits, 16 at 4.
 Repeating each row's byte with `tbl` and testing its bits takes 16 and 36. With one dot product for
-each vector, 15 and 20; a lookup of partial sums (T-MAC, arXiv 2407.00088) takes 14 and 28 with
-exact 16-bit tables, 8 and 16 with tables rounded to 8 bits. The linear kernel's inner loop, with
-two dot products for each vector, has 20 instructions of all kinds at 2 bits, 27 at 4, 16 at 8 (12
-with i8mm); without the dot product instruction 48, 53 and 59.
+each vector, 15 and 20. The linear kernel's inner loop, with two dot products for each vector, has
+20 instructions of all kinds at 2 bits, 27 at 4, 16 at 8 (12 with i8mm); without the dot product
+instruction 48, 53 and 59.
+
+A lookup of partial sums (T-MAC, arXiv 2407.00088; `kernels.lookup`) takes both bytes of an
+activation at once. With what is done once a block it has 13 instructions at 1 bit, 25 at 2, 39 at 3
+and 48 at 4. Cycles for 64 weights, modelled (Cortex-A76 by its older relative's table):
+
+| bits           | 1          | 2           | 3           | 4           |
+| -------------- | ---------- | ----------- | ----------- | ----------- |
+| lookup, A76    | 9.2        | 16.4        | 24.6        | 32.6        |
+| dot, NEON, A76 | 26.2       | 28.4        | 35.1        | 34.1        |
+| dotprod, A76   | 13.1       | 14.7        | 20.8        | 19.8        |
+| lookup, N2     | 5.7        | 10.1        | 14.9        | 19.8        |
+| dotprod, N2    | 9.9        | 11.2        | 14.9        | 13.9        |
+
+So it serves 1 bit, and 2 where there is no dot product instruction. 3 and 4 bits were modelled two
+planes at a time, as the accumulators of more do not stay in registers; they would gain on plain
+NEON alone, at 4 bits little, and are left out.
 
 For many rows, i8mm's products of matrices take 2 outputs by 8 weights with both terms of a row, so
 that a turn for 2 rows by 16 outputs multiplies 16 times and not 32: modelled on Neoverse-N2, 2.25
@@ -20,7 +35,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from cpu.codegen.isa import CodeLayout, DotProduct, Expansion, Isa, byte_layout
+from cpu.codegen.isa import CodeLayout, DotProduct, Expansion, Isa, TableLookup, byte_layout
 from cpu.codegen.language import I16, I32, Code, Value
 from cpu.codegen.transpose import expand_transposed, transposed_layout
 
@@ -105,6 +120,10 @@ def _dot_bytes_signed(code: Code, accumulator: Value, codes: Value, activations:
     return _dot_signed(code, accumulator, codes ^ _SIGN, activations)
 
 
+def _lookup(code: Code, table: Value, indices: Value) -> Value:
+    return code.intrinsic("llvm.aarch64.neon.tbl1.v16i8", table.type, table, indices)
+
+
 def _pause(code: Code) -> None:
     """Tell the core that this is a waiting loop."""
     code.intrinsic("llvm.aarch64.hint", None, code.constant(I32, 1))
@@ -138,12 +157,17 @@ def _isa(
 
 # By the feature that a target must name, the least first.
 TABLES: dict[str, Isa] = {
-    "neon": _isa("arm-neon", "+neon", _signed_layout, _dot_widening, _dot_bytes_widening),
-    "dotprod": _isa(
-        "arm-dotprod", "+neon,+dotprod", _signed_layout, _dot_signed, _dot_bytes_signed
+    "neon": replace(
+        _isa("arm-neon", "+neon", _signed_layout, _dot_widening, _dot_bytes_widening),
+        tables=TableLookup(_lookup, bits=(1, 2)),
+    ),
+    "dotprod": replace(
+        _isa("arm-dotprod", "+neon,+dotprod", _signed_layout, _dot_signed, _dot_bytes_signed),
+        tables=TableLookup(_lookup, bits=(1,)),
     ),
     "i8mm": replace(
         _isa("arm-i8mm", "+neon,+dotprod,+i8mm", _layout, _dot_mixed, _dot_mixed),
         dot_pairs=_dot_pairs_mixed,
+        tables=TableLookup(_lookup, bits=(1,)),
     ),
 }

@@ -84,6 +84,20 @@ class PairProduct(Protocol):
     ) -> Value: ...
 
 
+class Lookup(Protocol):
+    """Bytes of a table of 16, for each lane of indices below 16."""
+
+    def __call__(self, code: Code, table: Value, indices: Value) -> Value: ...
+
+
+@dataclass(frozen=True)
+class TableLookup:
+    """Decode by tables of partial sums (`kernels.lookup`) in place of dot products, at `bits`."""
+
+    lookup: Lookup
+    bits: tuple[int, ...]
+
+
 # Of codes of up to 4 bits as floats: bits of a mantissa, behind which nothing is to be subtracted.
 RAISED = 16
 
@@ -169,8 +183,8 @@ class Isa:
     all that asks for lines ahead at the end, and so many at once are slow (w4g64, two threads of a
     Zen 5: 32 GB/s, and 42 so). Attention takes `keys_together` keys at once, a power of
     two, whose products with four queries are in registers. `floats` is for float vectors that lack
-    operations. `aligned` processors read scalars at multiples of their size alone: others are put
-    together from bytes.
+    operations. `tables` are for codes whose decode is faster with them. `aligned` processors read
+    scalars at multiples of their size alone: others are put together from bytes.
     """
 
     name: str
@@ -192,8 +206,14 @@ class Isa:
     unroll: int = 2
     keys_together: int = 4
     tiles: Tiles | None = None
+    tables: TableLookup | None = None
     floats: VectorFloats | None = None
     aligned: bool = False
+
+    @property
+    def lookup_bits(self) -> tuple[int, ...]:
+        """Widths of codes that are decoded by tables of partial sums."""
+        return self.tables.bits if self.tables else ()
 
     @property
     def lanes(self) -> int:

@@ -49,6 +49,10 @@ class Loop:
         """How many instructions work on vector registers."""
         return sum(bool(_VECTOR.search(text)) for text in self.instructions)
 
+    def lookups(self) -> int:
+        """Bytes looked up in tables."""
+        return 16 * self.mnemonics()["tbl"]
+
     def products(self) -> int:
         """Multiplications of a turn, of the kind that is the loop's work; 0 where it has none."""
         for pattern, lanes in _MULTIPLIERS:

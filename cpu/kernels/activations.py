@@ -61,6 +61,11 @@ class RowLayout:
         return self.scales + 4 * self.blocks
 
     @property
+    def slots(self) -> dict[str, int]:
+        """Where kernels find the parts, by slot."""
+        return {"padded": self.padded, "scales": self.scales, "sums": self.sums}
+
+    @property
     def byte_count(self) -> int:
         """Bytes of a row, whole lines."""
         return -(-(self.sums + 8 * self.blocks) // 64) * 64

@@ -218,7 +218,7 @@ class Outputs:
             sums = [s.shuffle(list(even)) + s.shuffle(list(odd)) for s in sums]
         step = 2 if self.layout.alternating else 1
         held = [row for rows in self.layout.rows for row in rows[::step]]
-        outputs = _concatenated(sums).shuffle([held.index(row) for row in range(len(held))])
+        outputs = concatenated(sums).shuffle([held.index(row) for row in range(len(held))])
         offset = self.tile * (4 * TILE) + 4 * part
         if self.form.granularity == "channel":
             outputs = outputs * code.load(kind, a.pointer("scales"), offset)
@@ -228,7 +228,7 @@ class Outputs:
         code.store(outputs + bias, a.pointer("out"), row * a.integer("out_stride") + offset)
 
 
-def _concatenated(vectors: list[Value]) -> Value:
+def concatenated(vectors: Sequence[Value]) -> Value:
     """One vector of all lanes in order; the number of vectors is a power of two."""
     while len(vectors) > 1:
         lanes = 2 * vectors[0].type.lanes

@@ -6,7 +6,7 @@ of the same formats.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import get_args
 
 from cpu.kernels import (
@@ -19,6 +19,7 @@ from cpu.kernels import (
     embedding,
     gemm,
     linear,
+    lookup,
     rows,
 )
 from cpu.kernels.kernel import Kernel
@@ -33,17 +34,28 @@ COMMON = "common"
 REVISION = 2
 
 
-def families(formats: Iterable[Format], *, matrix_unit: bool) -> dict[str, list[Kernel]]:
-    """The kernels for tensors of these formats, by family."""
+def families(
+    formats: Iterable[Format], *, matrix_unit: bool, lookup_bits: Collection[int] = ()
+) -> dict[str, list[Kernel]]:
+    """The kernels for tensors of these formats, by family.
+
+    `lookup_bits` are the widths that are decoded by tables (`Isa.lookup_bits`).
+    """
     made = {COMMON: _common(matrix_unit=matrix_unit)}
+    if lookup_bits:
+        made[COMMON].append(lookup.tables_kernel())
     for form in formats:
         made[str(form)] = _of_format(form, matrix_unit=matrix_unit)
+        if form.bits in lookup_bits:
+            made[str(form)].append(lookup.lookup_kernel(form))
     return made
 
 
-def interface(formats: Iterable[Format], *, matrix_unit: bool) -> str:
+def interface(
+    formats: Iterable[Format], *, matrix_unit: bool, lookup_bits: Collection[int] = ()
+) -> str:
     """What callers of these kernels rely on, in short: another's code would compute nonsense."""
-    made = families(formats, matrix_unit=matrix_unit).values()
+    made = families(formats, matrix_unit=matrix_unit, lookup_bits=lookup_bits).values()
     slots = sorted({(kernel.name, kernel.slots) for kernels in made for kernel in kernels})
     return sha256(repr((REVISION, slots)).encode()).hexdigest()[:16]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cpu.codegen.isa import Expansion
 from cpu.codegen.language import F16, F32, Code, Value, Variable
 from cpu.kernels.activations import quantize_rows
 from cpu.kernels.blocks import Outputs, Piece, Shape, Terms, block_of
@@ -39,16 +40,24 @@ def linear_kernel(form: Format) -> Kernel:
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         first, last = thread.share(a.integer("tiles"))
         with code.loop(first, last) as tile:
-            _Tile(code, a, thread, tile, shape).run()
+            DecodeTile(code, a, thread, tile, shape, code.isa.few).run()
 
     return Kernel(f"linear_{form}", SLOTS, body)
 
 
-class _Tile(Outputs):
+class DecodeTile(Outputs):
     """Writes the code for 64 outputs of one tile, row after row."""
 
-    def __init__(self, code: Code, a: Arguments, thread: Thread, tile: Value, shape: Shape) -> None:
-        super().__init__(code, a, tile, shape, code.isa.few)
+    def __init__(
+        self,
+        code: Code,
+        a: Arguments,
+        thread: Thread,
+        tile: Value,
+        shape: Shape,
+        expansion: Expansion,
+    ) -> None:
+        super().__init__(code, a, tile, shape, expansion)
         self.slots = range(len(self.layout.rows))
         self.x = code.offset(a.pointer("x"), a.integer("x_private") * thread.index)
 

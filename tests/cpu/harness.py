@@ -13,7 +13,7 @@ from cpu.codegen.image import Image, link_image
 from cpu.codegen.isa import Isa
 from cpu.codegen.language import I8, I32, Code
 from cpu.codegen.tables import isa_for
-from cpu.kernels import activations, batch, linear
+from cpu.kernels import activations, batch, linear, lookup
 from cpu.kernels.activations import PEAK, RowLayout
 from cpu.kernels.blocks import block_of
 from cpu.kernels.kernel import Arguments, Kernel, Thread
@@ -96,11 +96,12 @@ def linear_case(
     threads: int = 1,
     private: int = 0,
     many: bool = False,
+    tables: bool = False,
 ) -> Case:
     """Quantize x [count, width], multiply, add a bias; outputs to within rounding of float32.
 
     `private` is the bytes from a thread's copy of the quantized rows to the next; `many` takes the
-    kernel for many rows.
+    kernel for many rows, `tables` the one that looks up partial sums.
     """
     rows, width = weights.codes.shape
     count, tiles, block = len(x), tile_count(rows), block_of(form)
@@ -108,7 +109,7 @@ def linear_case(
     parts = pack(form, weights)
     bias = np.linspace(-1, 1, tiles * TILE, dtype=np.float32)
     quantize, few_rows, many_rows = kernels_of(form)
-    multiply = many_rows if many else few_rows
+    multiply = many_rows if many else lookup.lookup_kernel(form) if tables else few_rows
     buffers = {
         # readable past its end by a vector
         "x": np.pad(x.reshape(-1), (0, 16), constant_values=np.float32(np.nan)),
@@ -118,6 +119,7 @@ def linear_case(
         "zeros": parts.get("zeros", np.zeros(1, np.uint8)),
         "bias": bias,
         "panels": np.zeros((threads, batch.PANEL_BYTES), np.uint8),
+        "tables": np.zeros((count, lookup.tables_bytes(width)), np.uint8),
         "out": np.full((count, tiles * TILE), np.nan, np.float32),
     }
     shared: dict[str, int | str] = {
@@ -145,25 +147,31 @@ def linear_case(
         "out": "out",
         "out_stride": 4 * tiles * TILE,
         "tiles": tiles,
+        "tables_stride": lookup.tables_bytes(width),
     }
-    second |= {name: name for name in ("codes", "scales", "zeros", "bias", "panels")}
+    second |= {name: name for name in ("codes", "scales", "zeros", "bias", "panels", "tables")}
+    calls, expected = [call(quantize, shared | first)], {"quantized": quantized_rows(x, block)}
+    if tables:
+        of_tables = {"out": "tables", "out_stride": lookup.tables_bytes(width)}
+        calls.append(call(lookup.tables_kernel(), shared | second | of_tables))
+        values, _ = activations.quantize_rows(x, block)
+        expected["tables"] = lookup.tables(values).reshape(count, -1)
     wanted = linear.linear(form, weights, x).astype(np.float64) + bias[:rows]
     return Case(
         name=f"{form} {rows}x{width} count {count} threads {threads}",
         buffers=buffers,
-        calls=[
-            call(quantize, shared | first),
-            call(multiply, shared | second),
-        ],
+        calls=[*calls, call(multiply, shared | second)],
         threads=threads,
-        expected={"quantized": quantized_rows(x, block)},
+        expected=expected,
         near={"out": wanted},
         bounds={"out": 2.0**-24 * (layout.blocks + 8) * (magnitudes(form, weights, x) + 1)},
         scratch=["panels"],
     )
 
 
-def whole_numbers(form: Format, rng: np.random.Generator, *, many: bool = False) -> Case:
+def whole_numbers(
+    form: Format, rng: np.random.Generator, *, many: bool = False, tables: bool = False
+) -> Case:
     """One block of weights with scale 1, and x such that nothing needs to be rounded.
 
     x has one value of the largest size, which makes its scale 1, among small ones that reach over
@@ -174,7 +182,7 @@ def whole_numbers(form: Format, rng: np.random.Generator, *, many: bool = False)
     weights = Quantized(weights.codes, np.ones_like(weights.scales), weights.zeros)
     x = rng.integers(-200, 200, (2, width)).astype(np.float32)
     x[:, 17] = PEAK, -PEAK
-    case = linear_case(form, weights, x, many=many)
+    case = linear_case(form, weights, x, many=many, tables=tables)
     case.buffers["bias"][:] = 0
     zeros = np.array(form.zero) if weights.zeros is None else zeros_of(form, weights.zeros)
     products = x.astype(np.float64) @ (weights.codes.astype(np.float64) - zeros).T
@@ -185,12 +193,12 @@ def whole_numbers(form: Format, rng: np.random.Generator, *, many: bool = False)
     return case
 
 
-def largest_sums(form: Format, *, most: bool, many: bool = False) -> Case:
+def largest_sums(form: Format, *, most: bool, many: bool = False, tables: bool = False) -> Case:
     """All codes the largest or all the least, by the largest activations of either sign."""
     weights = random_weights(form, 64, 256, np.random.default_rng(6))
     weights.codes[:] = form.levels - 1 if most else 0
     x = np.full((2, 256), PEAK, np.float32) * np.array([[1], [-1]], np.float32)
-    return linear_case(form, weights, x, many=many)
+    return linear_case(form, weights, x, many=many, tables=tables)
 
 
 def float_case(

@@ -232,6 +232,25 @@ def test_norms_are_fused_where_only_quantized_rows_are_read(
     assert ("norm" in kernels) == others
 
 
+def test_tables_are_made_once_for_all_that_read_an_input(tmp_path: Path) -> None:
+    """By all threads together: they meet before any of them looks up."""
+    variant = VARIANTS["llama"]
+    synthesize(variant.config, tmp_path / "source", seed=variant.seed, dtype="f32")
+    convert(tmp_path / "source", tmp_path / "m", weights="w2g32", head="w4g32")
+    bundle = edge.load(tmp_path / "m", target="ref").bundle
+    for rows, used in ((1, True), (16, False)):
+        lowering = Lowering(bundle, Memory(), 2, rows, "f32", matrix_unit=False, lookup_bits=(1, 2))
+        calls = lowering.run().calls
+        names = [call.kernel.name for call in calls]
+        assert ("lookup_w2g32" in names) == used
+        if used:
+            linears = [op for op in bundle.graph.ops() if isinstance(op, Linear)]
+            read = {op.x for op in linears if bundle.tensor(op.weight).form.bits == 2}
+            assert names.count("tables") == len(read) < names.count("lookup_w2g32")
+            assert names.count("lookup_w2g32") + names.count("linear_w4g32") == len(linears)
+            assert all(call.barrier for call in calls if call.kernel.name == "tables")
+
+
 def test_sessions_take_turns_as_one_of_them_grows(
     bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,9 +87,10 @@ def compile_target(target: str, out: Path) -> None:
 
 def _kernels(target: str) -> Iterator[Kernel]:
     """What models need, and what tries expansion and dot products alone."""
-    for family in families(map(Format.parse, ALL_FORMATS), matrix_unit=False).values():
-        yield from family
     isa, rng = isa_of(target), np.random.default_rng(0)
+    forms = map(Format.parse, ALL_FORMATS)
+    for family in families(forms, matrix_unit=False, lookup_bits=isa.lookup_bits).values():
+        yield from family
     for bits in (2, 3, 4):
         for many in (False, True):
             yield from expand_case(isa, bits, rng, many=many)[1]

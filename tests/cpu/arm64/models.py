@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cpu.codegen.tables import isa_for
 from cpu.library import Library
 from cpu.native import Native
 from cpu.program import CpuProgram
@@ -28,7 +29,8 @@ from edge.target import Target
 def main(library: str, target: str, jobs: str, out: str) -> int:
     # as many threads as a job asks for, on however few processors: waiting threads give way
     os.sched_getaffinity = lambda process: set(range(16))
-    native = Native([Library(Path(library))], matrix_unit=False)
+    lookup_bits = isa_for(Target.parse(target)).lookup_bits
+    native = Native([Library(Path(library))], matrix_unit=False, lookup_bits=lookup_bits)
     made = {
         str(number): logits(native, Target.parse(target), job)
         for number, job in enumerate(json.loads(Path(jobs).read_text()))

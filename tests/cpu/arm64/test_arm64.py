@@ -64,15 +64,14 @@ def cases_of(target: str) -> list[Case]:
     ]
     cases += [dot_case(isa, rng, whole=whole)[0] for whole in (False, True)]
     for form in map(Format.parse, FORMATS):
-        for many in (False, True):
-            cases += [whole_numbers(form, rng, many=many)]
-            cases += [largest_sums(form, most=most, many=many) for most in (False, True)]
+        ways = [{}, {"many": True}] + [{"tables": True}] * (form.bits in isa.lookup_bits)
+        for way in ways:
+            cases += [whole_numbers(form, rng, **way)]
+            cases += [largest_sums(form, most=most, **way) for most in (False, True)]
         for rows, width, batch, threads in SHAPES:
             x = rng.normal(size=(batch, width)).astype(np.float32)
             weights = random_weights(form, rows, width, rng)
-            cases += [
-                linear_case(form, weights, x, threads=threads, many=many) for many in (False, True)
-            ]
+            cases += [linear_case(form, weights, x, threads=threads, **way) for way in ways]
     for form in (Format.parse("f16"), Format.parse("f32")):
         kernel = linear.float_linear_kernel(form)
         cases += [float_case(kernel, form, *shape) for shape in SHAPES]

@@ -1,0 +1,224 @@
+"""Linear projections of a few rows by looking up partial sums (T-MAC, arXiv 2407.00088, section 3).
+
+A nibble of a plane says which of 4 neighbouring weights have that bit, so a table of the 16 sums of
+4 activations has what the 4 weights add for the plane. The activations are integers of 16 bits
+(`activations`), their sums of 18: a table has three digits of 6 bits, the last with the sign, in 16
+bytes each. Four digits of one place add up within a byte, and those of a block within 16 bits, so
+the products are the same integers as those of `linear`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu.codegen.isa import CodeLayout, Expansion
+from cpu.codegen.language import I8, I16, I32, Code, Value, Variable
+from cpu.kernels import linear
+from cpu.kernels.blocks import Piece, Shape, Terms, concatenated
+from cpu.kernels.kernel import Arguments, Kernel, Thread
+from edge.formats import Format
+from edge.planes import QUAD, STEP
+
+ENTRIES = 1 << QUAD
+DIGIT_BITS, DIGITS = 6, 3
+_LAST = DIGITS - 1
+_DIGIT_MASK = (1 << DIGIT_BITS) - 1
+
+# Bytes of the tables of a step: of two quads.
+STEP_BYTES = STEP // QUAD * DIGITS * ENTRIES
+
+# Steps whose digits are added up as bytes: 4 of 63 at most are 252.
+_TOGETHER = 2
+
+# Rows of a vector of sums.
+_HALF = 8
+
+# Sums by digit, by plane, by vector.
+Counts = list[list[list[Variable]]]
+
+TABLES_SLOTS = ("x", "out", "rows", "width", "padded", "x_stride", "x_private", "out_stride")
+
+
+def tables_bytes(width: int) -> int:
+    """Bytes of the tables of a row."""
+    return -(-width // STEP) * STEP_BYTES
+
+
+def tables_kernel() -> Kernel:
+    """Tables uint8 [rows, steps, 2, DIGITS, ENTRIES] of quantized rows. Threads split the steps."""
+
+    def body(code: Code, a: Arguments, thread: Thread) -> None:
+        first, last = thread.share((a.integer("width") + (STEP - 1)) // STEP)
+        source = code.offset(a.pointer("x"), a.integer("x_private") * thread.index)
+        with code.loop(0, a.integer("rows")) as row:
+            x = code.offset(source, row * a.integer("x_stride"))
+            out = code.offset(a.pointer("out"), row * a.integer("out_stride"))
+            with code.loop(first, last) as step:
+                _write_step(code, a, x, out, step)
+
+    return Kernel("tables", TABLES_SLOTS, body)
+
+
+def _write_step(code: Code, a: Arguments, x: Value, out: Value, step: Value) -> None:
+    high, low = (
+        code.load(I8.of(STEP), x, step * STEP + a.integer("padded") * term).to(I32)
+        for term in range(2)
+    )
+    values = (high << 8) + low
+    place = step * STEP_BYTES
+    for quad in range(STEP // QUAD):
+        sums = _subset_sums(code, [values.lane(quad * QUAD + i) for i in range(QUAD)])
+        for digit in range(DIGITS):
+            shifted = sums.signed_shift(digit * DIGIT_BITS) if digit else sums
+            made = shifted if digit == _LAST else shifted & _DIGIT_MASK
+            code.store(made.to(I8), out, place + (quad * DIGITS + digit) * ENTRIES)
+
+
+def _subset_sums(code: Code, values: Sequence[Value]) -> Value:
+    """Sums of 4 values by which of them are taken: bit i of the lane takes value i."""
+    kind = I32.of(QUAD)
+    a, b, c, d = (value.broadcast(QUAD) for value in values)
+    first = (a & code.constant(kind, [0, -1, 0, -1])) + (b & code.constant(kind, [0, 0, -1, -1]))
+    second = first + c
+    return concatenated([first, second, first + d, second + d])
+
+
+def tables(values: NDArray[np.int16]) -> NDArray[np.uint8]:
+    """The twin: of quantized values [rows, width], uint8 [rows, steps, 2, DIGITS, ENTRIES]."""
+    rows, width = values.shape
+    steps = -(-width // STEP)
+    padded = np.pad(values.astype(np.int32), ((0, 0), (0, steps * STEP - width)))
+    taken = (np.arange(ENTRIES) >> np.arange(QUAD)[:, None]) & 1  # [4, 16]
+    sums = padded.reshape(rows, steps, STEP // QUAD, QUAD) @ taken
+    digits = [sums & _DIGIT_MASK, (sums >> DIGIT_BITS) & _DIGIT_MASK, sums >> (2 * DIGIT_BITS)]
+    return np.stack(digits, axis=3).astype(np.uint8)
+
+
+SLOTS = (*linear.SLOTS, "tables", "tables_stride")
+
+
+def lookup_kernel(form: Format) -> Kernel:
+    """The same as `linear.linear_kernel`, of quantized rows and their tables, at 1 or 2 bits.
+
+    The twin is `linear.linear`: the integers are the same.
+    """
+    shape = Shape(form)
+
+    def body(code: Code, a: Arguments, thread: Thread) -> None:
+        first, last = thread.share(a.integer("tiles"))
+        with code.loop(first, last) as tile:
+            _LookupTile(code, a, thread, tile, shape).run()
+
+    return Kernel(f"lookup_{form}", SLOTS, body)
+
+
+def _layout(bits: int) -> CodeLayout:
+    """Rows in order; of one plane twice as many, which share the loads of tables.
+
+    The accumulators of 2 planes of 16 rows, or 1 of 32, are 12 of the 32 registers.
+    """
+    row_count = 32 if bits == 1 else 16
+    rows = tuple(tuple(range(first, first + 4)) for first in range(0, row_count, 4))
+    return CodeLayout(
+        slots=(), rows=rows, factors=(1,) * len(rows), alternating=False, row_count=row_count
+    )
+
+
+def _nibbles(code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[Value]:
+    """By plane, by vector of rows: the low and the high nibbles."""
+    del code
+    for vectors in planes:
+        for vector in vectors:
+            yield vector & 0xF
+            yield vector >> 4
+
+
+class _LookupTile(linear.DecodeTile):
+    """Writes the code for 64 outputs of one tile, row after row."""
+
+    def __init__(self, code: Code, a: Arguments, thread: Thread, tile: Value, shape: Shape) -> None:
+        super().__init__(code, a, thread, tile, shape, Expansion(_layout, _nibbles))
+        assert code.isa.tables is not None
+        self.lookup = code.isa.tables.lookup
+        self.vector_count = self.layout.row_count // code.isa.vector_bytes
+
+    def one_row(self, row: Value) -> None:
+        offset = row * self.a.integer("tables_stride")
+        self.tables = self.code.offset(self.a.pointer("tables"), offset)
+        super().one_row(row)
+
+    def one_block(
+        self, x: Value, block: Value, first: Value, last: Value | None, sums: list[list[Variable]]
+    ) -> None:
+        self.prefetch_scales(block)
+        for part, totals in zip(self.parts, sums, strict=True):
+            terms = self.start(x, block, self.slots)
+            counts = self.no_counts()
+            together = _TOGETHER if last is None else 1
+            end = first + self.shape.steps if last is None else last
+            with self.code.loop(first, end, together) as index:
+                self.look_up([index + i for i in range(together)], part, counts)
+            _add_digits(terms, [_joined_planes(planes) for planes in counts])
+            scales = self.weight_scales(block, part, self.slots)
+            self.add_scaled(x, Piece(block, part, self.slots), terms, scales, totals)
+
+    def no_counts(self) -> Counts:
+        nothing = self.code.constant(I16.of(_HALF), 0)
+        return [
+            [[self.code.variable(nothing) for _ in range(2 * self.vector_count)] for _ in planes]
+            for planes in [range(self.form.bits)] * DIGITS
+        ]
+
+    def look_up(self, steps: Sequence[Value], part: int, counts: Counts) -> None:
+        """Add what some steps' nibbles find, digit by digit."""
+        if part == 0:
+            for step in steps:
+                self.prefetch(step)
+        # by quad: the nibbles of each plane's vectors
+        made = [list(self.vectors(step, part)) for step in steps]
+        quads = [nibbles[half::2] for nibbles in made for half in range(2)]
+        for digit, planes in enumerate(counts):
+            held = [
+                self.code.load(I8.of(ENTRIES), self.tables, step * STEP_BYTES + place)
+                for step in steps
+                for place in (digit * ENTRIES, (DIGITS + digit) * ENTRIES)
+            ]
+            halves = [counter for plane in planes for counter in plane]
+            for place in range(len(halves) // 2):
+                found = [
+                    self.lookup(self.code, table, nibbles[place])
+                    for table, nibbles in zip(held, quads, strict=True)
+                ]
+                _count(found, halves[2 * place : 2 * place + 2], signed=digit == _LAST)
+
+
+def _count(found: Sequence[Value], halves: Sequence[Variable], *, signed: bool) -> None:
+    """Add digits of one place, of 16 rows, as bytes first."""
+    total = found[0]
+    for value in found[1:]:
+        total = total + value
+    for half, counter in enumerate(halves):
+        rows = total.shuffle(range(_HALF * half, _HALF * (half + 1)))
+        counter.set(counter.get() + rows.to(I16, unsigned=not signed))
+
+
+def _joined_planes(planes: Sequence[Sequence[Variable]]) -> list[Value]:
+    """A digit's sums of all planes, each worth twice the one before: below 3 * 32 * 64."""
+    made = [counter.get() for counter in planes[-1]]
+    for plane in reversed(planes[:-1]):
+        made = [(value << 1) + counter.get() for value, counter in zip(made, plane, strict=True)]
+    return made
+
+
+def _add_digits(terms: Terms, digits: Sequence[Sequence[Value]]) -> None:
+    """Add digits in vectors of 8 rows to terms in vectors of 4: the last to the high one."""
+    halves = [
+        [vector.shuffle(rows).to(I32) for vector in vectors for rows in (range(4), range(4, _HALF))]
+        for vectors in digits
+    ]
+    for high, low, first, second, last in zip(*terms, *halves, strict=True):
+        low.set(low.get() + first + (second << DIGIT_BITS))
+        high.set(high.get() + (last << (_LAST * DIGIT_BITS - 8)))
