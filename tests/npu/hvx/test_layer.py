@@ -29,7 +29,9 @@ VERSIONS = (67, 68, 73, 79)
 def test_loops_take_what_the_page_says(place: int, version: int) -> None:
     isa = table(version)
     for (kernel, vectors, _), name in zip(layer.KERNELS, ROWS, strict=True):
-        row = re.search(rf"\| {re.escape(name)} \| [^|]+ \|(.*)\|", PAGE.read_text(encoding="utf-8"))
+        row = re.search(
+            rf"\| {re.escape(name)} \| [^|]+ \|(.*)\|", PAGE.read_text(encoding="utf-8")
+        )
         assert row is not None, name
         said = int(row[1].split("|")[place])
         made = 1000 * layer.count(kernel, isa).packets / (vectors * isa.lanes)
