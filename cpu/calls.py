@@ -1,6 +1,6 @@
 """The table of kernel calls that a step runs, as lowering makes it: calls, slots, places of values.
 
-How a value lies among the threads is in `lowering`'s first words.
+How a value lies among the threads is in `values`' first words.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from cpu import emulated
 from cpu.codegen.piped import Piped
 from cpu.codegen.tables import isa_for
-from cpu.lowering import FEW_ROWS, PRIVATE_ROWS, Lowering
+from cpu.lowering import FEW_ROWS, Lowering
+from cpu.values import PRIVATE_ROWS
 from edge.bundle import Bundle
 from edge.check import Check, compare
 from edge.graph import Linear, Op, Rope, Take

@@ -1,25 +1,11 @@
-"""From a graph to the table of kernel calls that a step runs.
-
-Threads split each kernel's work, and a barrier stands only where a kernel reads what another
-thread wrote. How a value lies among the threads says whether that is so:
-
-    whole     all of it is written and all threads may read it
-    sliced    each thread wrote its own tiles of columns
-    split     each thread wrote its own rows (or heads)
-    private   each thread wrote all of it, in a copy of its own
-
-For a row or two, norms, rotations and quantization are made by every thread in private, which is
-cheaper than a barrier: a decode step has four barriers a layer, or eight where it looks up sums.
-"""
+"""From a graph to the table of kernel calls that a step runs: the calls of each op."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
-import numpy as np
-
-from cpu.calls import Call, Dynamic, Lowered, Place, Spread
+from cpu.calls import Dynamic, Lowered, Place
 from cpu.kernels import (
     activations,
     argmax,
@@ -33,15 +19,15 @@ from cpu.kernels import (
     rows,
 )
 from cpu.kernels.blocks import block_of
-from cpu.kernels.kernel import Kernel, float_slot
-from cpu.memory import Block, Memory, Pool, owners, readers
+from cpu.kernels.kernel import float_slot
+from cpu.memory import Memory
+from cpu.values import Values
 from edge.bundle import Bundle
 from edge.graph import (
     Add,
     Attention,
     Embed,
     Gate,
-    Graph,
     Int8,
     Linear,
     Norm,
@@ -53,15 +39,11 @@ from edge.graph import (
 from edge.kvcache import CacheFormat
 from edge.planes import STEP, TILE, StoredTensor
 
-# Rows up to which whole-row kernels are made by every thread in private, and codes are expanded
-# anew for each.
-PRIVATE_ROWS = 2
-
 # Rows that are better off with integer dot products than on a matrix unit.
 FEW_ROWS = 16
 
 
-class Lowering:
+class Lowering(Values):
     """Lowers a graph once for few rows (`private`) or many."""
 
     def __init__(
@@ -75,24 +57,9 @@ class Lowering:
         matrix_unit: bool,
         lookup_bits: Collection[int] = (),
     ) -> None:
-        self.bundle = bundle
-        self.graph: Graph = bundle.graph
-        self.memory = memory
-        self.threads, self.max_rows = threads, max_rows
-        self.private = max_rows <= PRIVATE_ROWS
+        super().__init__(bundle, memory, threads, max_rows, f"values/{max_rows}/{cache_format}")
         self.cache_format = cache_format
         self.matrix_unit, self.lookup_bits = matrix_unit, lookup_bits
-        self.tensors: dict[str, StoredTensor] = {
-            tensor.name: bundle.tensor(tensor.name) for tensor in self.graph.tensors
-        }
-        self.widths = {name: shape[1] for name, shape in self.graph.shapes().items()}
-        self.places: dict[str, Place] = {}
-        self.converted: dict[tuple[str, str], Place] = {}
-        self.lowered = Lowered()
-        self.pool = Pool(memory, f"values/{max_rows}/{cache_format}")
-        self.blocks: dict[str, list[Block]] = {}
-        self.barriers = 0
-        self.owners, self.readers = owners(self.graph), readers(self.graph)
 
     def run(self) -> Lowered:
         """All calls, in the graph's order."""
@@ -107,80 +74,6 @@ class Lowering:
         self.lowered.logits = len(self.lowered.calls)
         self.argmax()
         return self.lowered
-
-    # Memory and calls.
-
-    def place(self, name: str, spread: Spread, *, taken: bool = False) -> Place:
-        """Make a place for a value."""
-        width = self.widths[name]
-        stride = 4 * (-(-width // TILE) * TILE + TILE)
-        private = stride * self.max_rows if spread == "private" else 0
-        size = (private * self.threads) or stride * self.max_rows
-        place = Place(self.take(name, size), width, stride, private, spread, taken)
-        self.places[name] = place
-        return place
-
-    def take(self, name: str, byte_count: int) -> int:
-        """Memory that is the value's, in one form or another, up to its last reader."""
-        block = self.pool.take(byte_count, self.barriers)
-        self.blocks.setdefault(self.owners[name], []).append(block)
-        return block.address
-
-    def release(self, op: Op) -> None:
-        """Give back the memory of what no later op reads."""
-        for name in {self.owners[name] for name in op.inputs()}:
-            if self.readers[name][-1] is op:
-                for block in self.blocks.pop(name, []):
-                    self.pool.give(block, self.barriers)
-
-    def row_spread(self) -> Spread:
-        """How a kernel of whole rows leaves its output."""
-        return "private" if self.private else "split"
-
-    def call(self, kernel: Kernel, arguments: Mapping[str, int | Dynamic]) -> None:
-        call, index = Call(kernel, {}), len(self.lowered.calls)
-        for slot in kernel.slots:
-            value = arguments[slot]
-            if isinstance(value, Dynamic):
-                self.lowered.dynamic.append((index, slot, value))
-                value = 0
-            call.arguments[slot] = value
-        assert len(arguments) == len(kernel.slots), set(arguments) ^ set(kernel.slots)
-        self.lowered.calls.append(call)
-
-    def barrier(self) -> None:
-        """Make all that was written whole."""
-        if self.lowered.calls and not self.lowered.calls[-1].barrier:
-            self.lowered.calls[-1].barrier = True
-            self.barriers += 1
-        for place in (*self.places.values(), *self.converted.values()):
-            if place.spread != "private":
-                place.spread = "whole"
-
-    def read(self, name: str, *also: Spread) -> Place:
-        """A value that a kernel reads whole, or as it lies where that is among `also`."""
-        place = self.places[name]
-        if place.spread not in ("whole", "private", *also):
-            self.barrier()
-        return place
-
-    def row_count(self, place: Place) -> Dynamic:
-        return Dynamic("logit_rows" if place.taken else "rows")
-
-    def row_arguments(self, x: Place, out: Place) -> dict[str, int | Dynamic]:
-        """What the kernels of whole rows have in common."""
-        return {
-            "x": x.address,
-            "out": out.address,
-            "rows": self.row_count(out),
-            "width": x.width,
-            "x_stride": x.stride,
-            "out_stride": out.stride,
-            "private": out.private,
-            "x_private": x.private,
-        }
-
-    # Ops.
 
     def embed(self, op: Embed) -> None:
         table = self.tensors[op.table]
@@ -349,15 +242,6 @@ class Lowering:
         """The value as quantized rows, made once for all that read it."""
         return self.shared(name, _quantized(block), lambda name: self.quantize_anew(name, block))
 
-    def shared(self, name: str, kind: str, make: Callable[[str], Place]) -> Place:
-        """A value in another form, made once for all that read it, and whole or private."""
-        if (name, kind) not in self.converted:
-            self.converted[name, kind] = make(name)
-        place = self.converted[name, kind]
-        if place.spread not in ("whole", "private"):
-            self.barrier()
-        return place
-
     def quantize_anew(self, name: str, block: int) -> Place:
         x = self.read(name)
         layout = activations.RowLayout(x.width, block)
@@ -447,37 +331,6 @@ class Lowering:
         x = self.read(self.graph.last.out, "sliced")
         arguments = {"x": x.address, "out": self.best_address, "width": x.width}
         self.call(argmax.argmax_kernel(), arguments)
-
-    @property
-    def best_address(self) -> int:
-        """Where threads leave their best tokens."""
-        return self.memory.address("best tokens", argmax.LINE * self.threads)
-
-    @property
-    def tokens_address(self) -> int:
-        """Where the tokens of a step are, int32."""
-        return self.memory.address(f"tokens/{self.max_rows}", 4 * self.max_rows)
-
-    # Weights.
-
-    def weight_arguments(self, tensor: StoredTensor) -> dict[str, int | Dynamic]:
-        parts = tensor.parts
-        codes = next(name for name in ("planes", "codes", "values") if name in parts)
-        named = {"codes": codes, "scales": "scales", "zeros": "zeros"}
-        return {
-            slot: self.memory.part(self.bundle, tensor, name) if name in parts else 0
-            for slot, name in named.items()
-        }
-
-    def vector(self, name: str) -> int:
-        return self.memory.copy(name, self.tensors[name].parts["values"])
-
-    def bias(self, op: Linear) -> int:
-        """The bias, or zeros where there is none."""
-        if op.bias is not None:
-            return self.vector(op.bias)
-        width = -(-self.widths[op.out] // TILE) * TILE
-        return self.memory.copy(f"zeros/{width}", np.zeros(width, np.float32))
 
 
 def _quantized(block: int) -> str:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from cpu.calls import Place
 from cpu.kernels import argmax
 from cpu.kernels.step import MEETING_BYTES
-from cpu.lowering import FEW_ROWS, PRIVATE_ROWS, Lowering
+from cpu.lowering import FEW_ROWS, Lowering
 from cpu.memory import Memory
 from cpu.native import Native
 from cpu.threads import Team
+from cpu.values import PRIVATE_ROWS
 from edge.bundle import Bundle
 from edge.graph import Rope
 from edge.kvcache import CacheFormat, KVCache
