@@ -20,13 +20,20 @@ class Library:
     """Machine code of a file in this process, where it stays.
 
     Raises TruncatedBundle where the file is missing, short or no library, and UnknownTarget where
-    it is for another processor.
+    it is for another processor, or the system does not let it run.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         _check(path)
-        self._library = ctypes.CDLL(str(path.resolve()))
+        try:
+            self._library = ctypes.CDLL(str(path.resolve()))
+        except OSError as error:
+            raise UnknownTarget(
+                f"the system does not take {error}",
+                "copy the bundle to where programs may run, such as your home folder: on a "
+                "phone's shared storage they may not; or use --target ref",
+            ) from None
 
     def address(self, name: str) -> int:
         """Address of a public function. Raises KeyError."""

@@ -14,15 +14,21 @@ from edge.errors import UsageError
 # Runs this thread's part of a step: (thread index, number of threads).
 Work = Callable[[int, int], None]
 
+_PROCESSORS = Path("/sys/devices/system/cpu")
+
+# Processors of one kind: the clocks of equal cores differ by some per cent.
+_SAME_KIND = 0.8
+
 
 class Team:
     """`count` threads that do a step together; the caller sleeps meanwhile.
 
-    A process that was forked off has none of its parent's threads, and gets its own; they end with
-    the team.
+    They stay on the fastest processors that the process may use: all others would wait at every
+    barrier for one on a little core. A process that was forked off has none of its parent's
+    threads, and gets its own; they end with the team.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, processors: Path = _PROCESSORS) -> None:
         available = len(os.sched_getaffinity(0))
         if not 1 <= count <= available:
             raise UsageError(
@@ -30,12 +36,13 @@ class Team:
                 f"use 1 to {available}: threads wait for each other by spinning",
             )
         self.count = count
+        self._places = fastest(count, processors)
         self._gather()
 
     def _gather(self) -> None:
         self._process = os.getpid()
         self._busy = threading.Lock()
-        self._crew = _Crew(self.count)
+        self._crew = _Crew(self.count, self._places)
         weakref.finalize(self, self._crew.leave)
 
     @contextlib.contextmanager
@@ -62,8 +69,9 @@ class Team:
 class _Crew:
     """The threads of a team, and what they share. They keep it alive, but not the team."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, places: set[int]) -> None:
         self._count = count
+        self._places = places
         self._work: Work | None = None
         self._error: BaseException | None = None
         self._ended = False
@@ -101,6 +109,8 @@ class _Crew:
         return any(done != self._step for done in self._done)
 
     def _serve(self, index: int) -> None:
+        with contextlib.suppress(OSError):  # where the system took them away since
+            os.sched_setaffinity(0, self._places)  # of this thread alone
         while not self._ended:
             self._wake[index].acquire()
             step, work = self._step, self._work
@@ -115,16 +125,20 @@ class _Crew:
             self._finished.release()
 
 
-def default_threads(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
+def default_threads(processors: Path = _PROCESSORS) -> int:
     """The processors of the fastest kind that this process may use.
 
     Where the kernel tells their capacity or highest clock (ARM's big and little cores), those at
     under 80 % of the best one are left out.
     """
-    allowed = sorted(os.sched_getaffinity(0))
-    speeds = [_speed(cpus / f"cpu{index}") for index in allowed]
-    best = max(speeds)
-    return sum(speed >= 0.8 * best for speed in speeds) if best else len(allowed)
+    return len(fastest(1, processors))
+
+
+def fastest(count: int, processors: Path = _PROCESSORS) -> set[int]:
+    """The `count` fastest processors that this process may use, with others of their kind."""
+    speeds = {index: _speed(processors / f"cpu{index}") for index in os.sched_getaffinity(0)}
+    least = sorted(speeds.values(), reverse=True)[count - 1]
+    return {index for index, speed in speeds.items() if speed >= _SAME_KIND * least}
 
 
 def _speed(folder: Path) -> int:

@@ -21,6 +21,9 @@ FEATURES: dict[str, dict[str, tuple[str, ...]]] = {
     "aarch64": {"neon": (), "dotprod": ("neon",), "i8mm": ("dotprod",)},
 }
 
+# What every machine of a kind has, which goes without saying.
+_BASE = {"aarch64": frozenset({"neon"})}
+
 # What /proc/cpuinfo must list for a feature. "vnni" is AVX-512 of the second generation (Ice Lake,
 # Zen 4), which has GFNI and VBMI beside it; Cascade Lake, which has not, counts as "avx512".
 FEATURE_FLAGS: dict[str, tuple[str, ...]] = {
@@ -89,10 +92,9 @@ class Target:
         return same and self != other and set(self.features) <= set(other.features)
 
     def _named_features(self) -> list[str]:
-        """The features in the table's order; the base one ("neon") goes without saying."""
-        table = FEATURES.get(self.arch, {})
-        base = next(iter(table), None) if self.arch == "aarch64" else None
-        return [name for name in table if name in self.features and name != base]
+        """The features in the table's order, but for those that go without saying."""
+        said = set(self.features) - _BASE.get(self.arch, frozenset())
+        return [name for name in FEATURES.get(self.arch, {}) if name in said]
 
 
 def _parse_npu(text: str, rest: str) -> Target:
@@ -109,11 +111,11 @@ def _parse_cpu(text: str, rest: str) -> Target:
     system = system or "linux"
     if arch not in FEATURES or system not in SYSTEMS:
         raise _unknown(text, f"processor {place!r}, need {' or '.join(FEATURES)}[-android]")
-    features = {"neon"} if arch == "aarch64" else set()
+    features = _BASE.get(arch, frozenset())
     for name in names:
         if name not in FEATURES[arch]:
             raise _unknown(text, f"feature {name!r}, {arch} has {', '.join(FEATURES[arch])}")
-        features |= {name, *_implied(arch, name)}
+        features = features | {name, *_implied(arch, name)}
     return Target("cpu", arch, system, tuple(sorted(features)))
 
 
@@ -164,9 +166,8 @@ def this_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
         flags = _flags(cpuinfo.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         flags = set()
-    features = {
-        name for name in FEATURES.get(arch, {}) if flags.issuperset(FEATURE_FLAGS[name])
-    } | ({"neon"} if arch == "aarch64" else set())
+    told = {name for name in FEATURES.get(arch, {}) if flags.issuperset(FEATURE_FLAGS[name])}
+    features = told | _BASE.get(arch, frozenset())
     whole = {name for name in features if _implied(arch, name) <= features}
     return Machine(arch, system, frozenset(whole))
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge.digest import sha256
+from edge.digest import DIGEST_BYTES, sha256
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,3 +63,18 @@ def keep(path: Path, content: bytes) -> None:
             NotCached,
             stacklevel=1,  # so that it is said once, whoever writes
         )
+
+
+def sealed(content: bytes) -> bytes:
+    """Content with its SHA-256 behind it."""
+    return content + sha256(content).digest()
+
+
+def kept(path: Path) -> bytes | None:
+    """What was kept there sealed; None where it is not, cannot be read or was altered since."""
+    try:
+        found = path.read_bytes()
+    except OSError:
+        return None
+    content, digest = found[:-DIGEST_BYTES], found[-DIGEST_BYTES:]
+    return content if sha256(content).digest() == digest else None

@@ -10,7 +10,7 @@ import llvmlite
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from cpu.codegen.cache import cache_folder, keep, key_of
+from cpu.codegen.cache import cache_folder, keep, kept, key_of, sealed
 from cpu.codegen.isa import Isa
 from cpu.codegen.language import Code, Type, Value
 
@@ -104,9 +104,9 @@ def object_code(module: Module, cache: Path | None = None) -> bytes:
     facts = [text, module.isa.triple, module.isa.processor, module.isa.features]
     facts.append(compiler_version())
     path = (cache or cache_folder()) / f"{key_of(facts)}.o"
-    if path.is_file():
-        return path.read_bytes()
-    machine = _machine(module.isa)
-    made: bytes = machine.emit_object(_optimized(module, machine))
-    keep(path, made)
+    made = kept(path)
+    if made is None:
+        machine = _machine(module.isa)
+        made = bytes(machine.emit_object(_optimized(module, machine)))
+        keep(path, sealed(made))
     return made

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cpu.codegen.cache import sealed
 from cpu.codegen.emit import Module, assembly, object_code
 from cpu.codegen.image import Image, link_image
 from cpu.codegen.language import F16, F32, I8, I16, I32, I64, POINTER, Code, Type, Value
@@ -230,8 +231,12 @@ def test_the_cache_answers_the_same_source_for_the_same_target(
 
     first = made("cpu:x86_64,avx2", 3)
     (entry,) = tmp_path.iterdir()
-    entry.write_bytes(b"kept")
+    entry.write_bytes(sealed(b"kept"))
     assert made("cpu:x86_64,avx2", 3) == b"kept"
+    for damaged in (sealed(first)[:-1], b"\0" + sealed(first)[1:], b""):
+        entry.write_bytes(damaged)
+        assert made("cpu:x86_64,avx2", 3) == first
+        assert entry.read_bytes() == sealed(first)
     assert made("cpu:x86_64,avx2", 5) != first
     made("cpu:aarch64", 3)
     assert len(list(tmp_path.iterdir())) == 3

@@ -149,6 +149,20 @@ def test_a_library_for_another_processor_is_named(tmp_path: Path) -> None:
         Library(library(FOREIGN, tmp_path))
 
 
+def test_a_library_that_the_system_refuses_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk from which nothing may run."""
+
+    def refuse(name: str) -> None:
+        raise OSError(f"{name}: failed to map segment from shared object")
+
+    monkeypatch.setattr("cpu.library.ctypes.CDLL", refuse)
+    with pytest.raises(UnknownTarget, match=r"kernels\.so: failed to map") as caught:
+        Library(library(runnable()[0], tmp_path))
+    assert "where programs may run" in caught.value.cure
+
+
 def test_opening_a_library_imports_no_compiler() -> None:
     check = (
         "import sys, cpu.library; sys.exit(any(n in sys.modules for n in ('llvmlite', 'numba')))"

@@ -100,13 +100,29 @@ def test_threads_end_with_their_team() -> None:
         assert not thread.is_alive()
 
 
-def test_the_fast_processors_are_counted(tmp_path: Path) -> None:
-    assert 1 <= default_threads() <= CORES
+@pytest.fixture
+def one_big(tmp_path: Path) -> Path:
+    """The processors of this process, as if but the first were little cores."""
     for index in os.sched_getaffinity(0):
         (tmp_path / f"cpu{index}").mkdir()
         capacity = 1024 if index == min(os.sched_getaffinity(0)) else 400
         (tmp_path / f"cpu{index}" / "cpu_capacity").write_text(str(capacity))
-    assert default_threads(tmp_path) == 1
+    return tmp_path
+
+
+def test_the_fast_processors_are_counted(one_big: Path) -> None:
+    assert 1 <= default_threads() <= CORES
+    assert default_threads(one_big) == 1
+
+
+def test_threads_stay_on_the_fast_processors(one_big: Path) -> None:
+    """As long as there are enough of them; the rest of the process goes where it likes."""
+    everywhere = os.sched_getaffinity(0)
+    found: list[set[int]] = []
+    for count in (1, CORES):
+        Team(count, one_big).run(lambda index, threads: found.append(os.sched_getaffinity(0)))
+    assert found == [{min(everywhere)}] + [everywhere] * CORES
+    assert os.sched_getaffinity(0) == everywhere
 
 
 @pytest.mark.skipif(
