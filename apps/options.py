@@ -35,13 +35,8 @@ def add_bundle(parser: argparse.ArgumentParser, default: str | None = None) -> N
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """BUNDLE and how to load it."""
-    add_bundle(parser, default)
-    parser.add_argument(
-        "--target",
-        default="auto",
-        help="what to run on, such as ref; auto (default) is the best this machine runs",
-    )
+    """BUNDLE and how to load it, for `load_model`."""
+    add_program_options(parser, default)
     parser.add_argument(
         "--prefill",
         default="auto",
@@ -53,6 +48,16 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None = Non
         "--decode",
         metavar="TARGET",
         help="what runs after the prompt, such as cpu (default: as --target)",
+    )
+
+
+def add_program_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """BUNDLE and how to load it where one program runs all of it, without an NPU beside it."""
+    add_bundle(parser, default)
+    parser.add_argument(
+        "--target",
+        default="auto",
+        help="what to run on, such as ref; auto (default) is the best this machine runs",
     )
     parser.add_argument(
         "--context", type=int, metavar="N", help="most tokens to hold (default: the bundle's)"

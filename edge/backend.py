@@ -272,6 +272,18 @@ def choose_target(
     return Choice(asked)
 
 
+def target_for(bundle: Bundle, text: str) -> Choice:
+    """The target that `text` names, or the next one down, for this bundle on this machine.
+
+    Raises UnknownTarget where nothing here runs it.
+    """
+    choice = choose_target(text, bundle.manifest.artifacts)
+    if refusal := backend_for(choice.target).refuses(choice.target, bundle.graph):
+        what = f"{bundle.folder} cannot run on {choice.target}: {refusal}"
+        raise UnknownTarget(what, "see lutra doctor")
+    return choice
+
+
 def _best(artifacts: Sequence[Artifact], machine: Machine) -> Choice:
     reasons = []
     for module in BACKENDS.values():

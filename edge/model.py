@@ -20,11 +20,11 @@ from edge.backend import (
     WholeProgram,
     backend_for,
     choose_prompt_target,
-    choose_target,
     prompt_backend_for,
+    target_for,
 )
 from edge.bundle import Bundle
-from edge.errors import BadTemplate, BadTokens, MissingDependency, UnknownTarget, UsageError
+from edge.errors import BadTemplate, BadTokens, MissingDependency, UsageError
 from edge.generate import (
     Ending,
     Record,
@@ -333,11 +333,7 @@ def _decode_target(bundle: Bundle, asked: str) -> Choice:
     """What decodes: an NPU as it was asked for, or else what this machine runs of it."""
     if asked.startswith("npu:") and (npu := Target.parse(asked)).unit in PROMPT_BACKENDS:
         return Choice(npu)
-    chosen = choose_target("auto" if asked == "cpu" else asked, bundle.manifest.artifacts)
-    if refusal := backend_for(chosen.target).refuses(chosen.target, bundle.graph):
-        what = f"{bundle.folder} cannot run on {chosen.target}: {refusal}"
-        raise UnknownTarget(what, "see lutra doctor")
-    return chosen
+    return target_for(bundle, "auto" if asked == "cpu" else asked)
 
 
 def _most_positions(bundle: Bundle, decode: Target) -> int:

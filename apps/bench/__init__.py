@@ -2,12 +2,15 @@
 
 Prints the ceilings first (bytes read a second by threads, multiplications a second), then the bytes
 that a token costs, then prefill, decode, time to the first token, peak memory, and the share of the
-ceiling. With --peer, llama.cpp runs the same checkpoint in turns with the bundle. All figures are
-measured, medians of --repeats; on a shared machine only those of one run compare.
+ceiling. With --peer, llama.cpp runs the same checkpoint in turns with the bundle; how to build it
+at its best, and what each figure means, is in docs/benchmarks.md. All figures are measured, medians
+of --repeats; on a shared machine only those of one run compare. Prompts run on --target too; an
+NPU's prefill has a benchmark of its own, python -m apps.bench.prefill.
 
 examples:
   lutra bench model.lutra
   lutra bench model.lutra --prompt 256 --generate 64 --json
+  lutra bench model.lutra --threads 1 --target cpu:x86_64,avx2
   lutra bench model.lutra --peer llama.cpp --checkpoint ./model --peer-format Q4_0
 """
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from apps.bench.measure import Sample, Spread, alternate
 from apps.bench.process import Child
+from edge.watch import Watcher
 
 if TYPE_CHECKING:
     from apps.bench.ceilings import Ceilings
@@ -96,38 +97,50 @@ class Figures:
         return statistics.median(rate * step_bytes / 1e9 / read for rate, read in pairs)
 
 
+def try_out(opener: Opener) -> None:
+    """Open a model once and close it: what cannot run is refused before anything is measured, and
+    code is compiled and cached in a process whose memory does not count."""
+    with opener.start() as child:
+        child.ask("load", **opener.load)
+
+
+def start_bandwidths(ceilings: Ceilings | None, watcher: Watcher) -> dict[int, float]:
+    """GB/s read by 1 thread, 2, and so on to all; empty where there are no ceilings."""
+    rates: dict[int, float] = {}
+    if ceilings is not None:
+        watcher.start("read bandwidth", ceilings.threads, "thread counts")
+        for count in range(1, ceilings.threads + 1):
+            rates[count] = ceilings.read_bandwidth_gb_s(count)
+            watcher.advance(1)
+    return rates
+
+
 def compare(
     plan: Plan,
     openers: Mapping[str, Opener],
     ceilings: Ceilings | None,
-    note: Callable[[str], None],
+    start: dict[int, float],
+    watcher: Watcher,
 ) -> Figures:
-    """Measure every side that `openers` names."""
-    note("ceilings")
-    start = _bandwidths(ceilings) if ceilings is not None else {}
+    """Measure every side that `openers` names; `start` is what `start_bandwidths` found."""
     sides = {name: SideFigures() for name in openers}
-    with _loaded(openers, sides, note) as children:
+    with _loaded(openers, sides, watcher) as children:
         prompt = plan.tokens()
         probes = _ceiling_probes(ceilings) if ceilings is not None else {}
         probes |= {
             name: partial(_sample, child, prompt, plan.generate) for name, child in children.items()
         }
-        taken = alternate(
-            probes, plan.repeats, note=lambda name, round_: note(f"round {round_}: {name}")
-        )
+        watcher.start("rounds", len(probes) * (plan.repeats + 1), "turns")
+        taken = alternate(probes, plan.repeats, advance=partial(watcher.advance, 1))
         for name, child in children.items():
             sides[name].samples = taken[name]
             sides[name].memory = child.ask("memory")
-    note("opening")
+    watcher.start("opening", OPENINGS * len(openers), "models")
     for _ in range(OPENINGS):
         for name, opener in openers.items():
             sides[name].opening_s.append(_opening_s(opener, prompt[:OPENING_PROMPT]))
+            watcher.advance(1)
     return Figures(_ceiling_figures(start, taken) if start else None, sides)
-
-
-def _bandwidths(ceilings: Ceilings) -> dict[int, float]:
-    """GB/s by threads."""
-    return {n: ceilings.read_bandwidth_gb_s(n) for n in range(1, ceilings.threads + 1)}
 
 
 def _ceiling_probes(ceilings: Ceilings) -> dict[str, Callable[[], Any]]:
@@ -147,15 +160,16 @@ def _ceiling_figures(start: dict[int, float], taken: Mapping[str, list[Any]]) ->
 
 @contextlib.contextmanager
 def _loaded(
-    openers: Mapping[str, Opener], sides: Mapping[str, SideFigures], note: Callable[[str], None]
+    openers: Mapping[str, Opener], sides: Mapping[str, SideFigures], watcher: Watcher
 ) -> Iterator[dict[str, Child]]:
     """All sides in processes of their own, with their models loaded."""
     with contextlib.ExitStack() as stack:
         children = {}
+        watcher.start("loading", len(openers), "models")
         for name, opener in openers.items():
-            note(f"loading: {name}")
             children[name] = stack.enter_context(opener.start())
             sides[name].loaded = children[name].ask("load", **opener.load)
+            watcher.advance(1)
         yield children
 
 

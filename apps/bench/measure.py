@@ -56,20 +56,20 @@ def alternate(
     probes: Mapping[str, Callable[[], T]],
     repeats: int,
     rest: Callable[[float], None] = time.sleep,
-    note: Callable[[str, int], None] | None = None,
+    advance: Callable[[], None] | None = None,
 ) -> dict[str, list[T]]:
     """Take every probe in turn, `repeats` rounds of them, after one round that is not counted.
 
-    What slows the machine down for a while so slows all of them. `note` hears of each probe
-    before it runs; round 0 is the one not counted.
+    What slows the machine down for a while so slows all of them. `advance` hears when each turn
+    has ended.
     """
     taken: dict[str, list[T]] = {name: [] for name in probes}
     for round_ in range(repeats + 1):
         for name, probe in probes.items():
-            if note is not None:
-                note(name, round_)
             rest(REST_S)
             value = probe()
             if round_:
                 taken[name].append(value)
+            if advance is not None:
+                advance()
     return taken

@@ -20,8 +20,10 @@ from apps.bench.gguf_file import (
     write_gguf,
 )
 from apps.bench.process import Child
+from converter.models import build_model
 from converter.sources.huggingface import open_checkpoint
 from edge.errors import MissingDependency, OutputExists, UsageError
+from edge.graph import Graph
 from edge.target import Target, this_machine
 from edge.watch import Watcher
 
@@ -67,6 +69,7 @@ class PeerModel:
     """
 
     path: Path
+    file_bytes: int
     form: str
     summary: Summary
     notes: list[str]
@@ -76,6 +79,27 @@ class PeerModel:
 def default_python() -> str:
     """The Python that LUTRA_PEER_PYTHON names, else this one."""
     return os.environ.get(PYTHON_VARIABLE, sys.executable)
+
+
+def check_model(checkpoint: Path, graph: Graph) -> None:
+    """Check that a checkpoint's matrices are those of a bundle's graph, by name and shape.
+
+    Raises UsageError: a peer that runs another model is no peer.
+    """
+    bundles = {tensor.name: tensor.shape for tensor in graph.tensors}
+    theirs = build_model(open_checkpoint(checkpoint).config).graph
+    layers = len(theirs.caches), len(graph.caches)
+    if layers[0] != layers[1]:
+        raise _other_model(f"{checkpoint} has {layers[0]} layers, the bundle {layers[1]}")
+    for tensor in theirs.tensors:
+        if len(tensor.shape) > 1 and bundles.get(tensor.name) != tensor.shape:
+            found = bundles.get(tensor.name, "none")
+            what = f"{checkpoint}: {tensor.name} is {tensor.shape}, the bundle's {found}"
+            raise _other_model(what)
+
+
+def _other_model(what: str) -> UsageError:
+    return UsageError(what, "give --checkpoint what the bundle was converted from")
 
 
 def start_side(python: str) -> Child:
@@ -145,7 +169,8 @@ def _prepare(
         _check_file(options, path)
     else:
         _write(options, child, path, threads, watcher)
-    return PeerModel(path, options.form, read_summary(path), notes, versions)
+    size = path.stat().st_size
+    return PeerModel(path, size, options.form, read_summary(path), notes, versions)
 
 
 def _check_file(options: PeerOptions, path: Path) -> None:

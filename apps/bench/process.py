@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,12 @@ _START = "import sys; sys.path.append(sys.argv[1]); from apps.bench.worker impor
 
 _STOP_S = 10
 
+# By what ended a child.
+_CURES = {
+    "SIGILL": "it uses an instruction that this machine lacks: build it for this machine",
+    "SIGKILL": "often that is too little memory: close other programs, or use a smaller model",
+}
+
 
 class Child:
     """A side in a process of its own. Use as a context manager."""
@@ -33,7 +40,7 @@ class Child:
         python: str = sys.executable,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.module = module
+        self.module, self._python = module, python
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         command = [python, "-c", _START.format(module), str(_ROOT)]
         try:
@@ -85,23 +92,28 @@ class Child:
         return answer
 
     def close(self) -> None:
-        """End the child."""
+        """End the child: it ends when its input does, unless a library keeps it."""
         if self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.communicate(timeout=None if self._ended() else _STOP_S)
+            try:
+                self._process.communicate(timeout=_STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.communicate()
         self._log.close()
-
-    def _ended(self) -> bool:
-        return self._process.poll() is not None
 
     def _died(self, request: str) -> LutraError:
         code = self._process.wait()
         self._log.seek(0)
         last = "\n".join(self._log.read().splitlines()[-15:])
-        return LutraError(
-            f"{self.module} ended with code {code} while asked to {request}\n{last}".rstrip(),
-            "a negative code is a signal: -4 is an instruction that this machine lacks, "
-            "-9 often too little memory",
+        what = (
+            f"{self.module} in {self._python} ended with {_ending(code)} while asked to {request}"
         )
+        return LutraError(f"{what}\n{last}".rstrip(), _CURES.get(_ending(code), ""))
+
+
+def _ending(code: int) -> str:
+    """A process's code, or the name of the signal that ended it."""
+    return f"code {code}" if code >= 0 else signal.Signals(-code).name
 
 
 def _error(kind: str, what: str, cure: str) -> LutraError:

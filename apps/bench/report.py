@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections import Counter
@@ -31,6 +32,17 @@ PEER_CACHE: CacheFormat = "f16"
 _BUSY_LOAD = 0.5
 
 _RATES = ("prefill_tok_s", "decode_tok_s")
+
+_TITLES = (
+    "",
+    "read a token",
+    "prefill tok/s",
+    "decode tok/s",
+    "of the ceiling",
+    "first token",
+    "opening",
+    "peak memory",
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +140,7 @@ def _peer_values(run: Run, peer: PeerModel) -> dict[str, Any]:
         "format": peer.form,
         "formats": peer.summary.formats,
         "kv_format": PEER_CACHE,
-        "file_bytes": peer.path.stat().st_size,
+        "file_bytes": peer.file_bytes,
         "notes": peer.notes,
         "buffers": run.figures.sides[PEER].loaded["buffers"],
         "flash_attention": run.figures.sides[PEER].loaded["flash_attention"],
@@ -175,7 +187,7 @@ def machine_values(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": names[0] if names else machine.arch,
-        "cores": len(names),
+        "cores": os.cpu_count(),
         "features": sorted(machine.features),
         "system": f"{sys.platform} {platform.release()}",
     }
@@ -184,24 +196,32 @@ def machine_values(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
 # For people.
 
 
+def print_start(start: Mapping[int, float]) -> None:
+    """The read bandwidth by threads, before anything else is measured."""
+    if not start:
+        print("no ceilings: they need llvmlite, and code for this processor")
+    for threads, rate in start.items():
+        print(f"read bandwidth, {_threads(threads)}: {rate:.1f} GB/s ({WORD})", flush=True)
+
+
 def print_report(run: Run) -> None:
-    """The ceilings, then bytes per token, then both sides."""
+    """The ceilings during the rounds, then bytes per token, then both sides."""
     _print_ceilings(run)
     print()
     rows = [_column(run, side) for side in run.figures.sides]
-    titles = ("", "prefill tok/s", "decode tok/s", "of the ceiling", "first token", "opening")
-    print_table([*zip((*titles, "read a token", "peak memory"), *rows, strict=True)])
+    print_table([*zip(_TITLES, *rows, strict=True)])
     print()
     if run.peer is not None:
         _print_peer(run, run.peer)
     print(
-        f"{run.plan.prompt} + {run.plan.generate} tokens, {run.plan.threads} threads, medians of "
+        f"{run.plan.prompt} + {run.plan.generate} tokens, {_threads(run.plan.threads)}, medians of "
         f"{run.plan.repeats} rounds (least to most); all {WORD}"
     )
     ours = run.figures.sides[OURS].memory
     print(
-        f"{OURS} memory: {100 * _over_share(ours):+.0f} % of {megabytes(ours['weights_bytes'])} of "
-        f"weights, beside {megabytes(ours['kv_bytes'])} of KV cache ({WORD})"
+        f"{OURS} memory: the peak is {100 * _over_share(ours):+.0f} % over "
+        f"{megabytes(ours['weights_bytes'])} of weights, {megabytes(ours['kv_bytes'])} of KV cache "
+        f"left out ({WORD})"
     )
     if run.load_before is not None and run.load_before > _BUSY_LOAD:
         print(f"note: {run.load_before:.1f} other programs were running; run it on a quiet machine")
@@ -210,15 +230,16 @@ def print_report(run: Run) -> None:
 def _print_ceilings(run: Run) -> None:
     ceilings = run.figures.ceilings
     if ceilings is None:
-        print("no ceilings: they need llvmlite, and code for this processor")
         return
-    for threads, rate in ceilings.start_gb_s.items():
-        print(f"read bandwidth, {threads} threads: {rate:.1f} GB/s ({WORD})")
     spread = Spread.of(ceilings.read_gb_s)
     print(f"read bandwidth during the rounds: {_ranged(spread, 1)} GB/s ({WORD})")
     for name, rates in ceilings.mac_s.items():
         spread = Spread.of([rate / 1e12 for rate in rates])
-        print(f"{name}, {run.plan.threads} threads: {_ranged(spread, 2)} TMAC/s ({WORD})")
+        print(f"{name}, {_threads(run.plan.threads)}: {_ranged(spread, 2)} TMAC/s ({WORD})")
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def _column(run: Run, side: str) -> tuple[str, ...]:
@@ -231,12 +252,12 @@ def _column(run: Run, side: str) -> tuple[str, ...]:
     read = values["weight_bytes_per_token"], round(values["kv_bytes_per_token"])
     return (
         side,
+        f"{megabytes(read[0])} + {megabytes(read[1])} KV",
         _ranged(spreads["prefill_tok_s"], 1),
         _ranged(spreads["decode_tok_s"], 2),
         ", ".join(decode + shares) or "-",
         f"{_ranged(spreads['first_token_s'], 3)} s",
         f"{values['open_to_first_token_s']:.3f} s",
-        f"{megabytes(read[0])} + {megabytes(read[1])} KV",
         megabytes(values["peak_rss_bytes"]),
     )
 

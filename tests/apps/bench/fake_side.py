@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -22,6 +23,7 @@ class FakeSide:
             "refuse": self.refuse,
             "fail": self.fail,
             "die": self.die,
+            "linger": self.linger,
         }
 
     def versions(self) -> Answer:
@@ -46,9 +48,16 @@ class FakeSide:
     def fail(self) -> Answer:
         raise ZeroDivisionError("by zero")
 
-    def die(self) -> Answer:
+    def die(self, by: int | None = None) -> Answer:
         os.write(2, b"the last words\n")
+        if by is not None:
+            os.kill(os.getpid(), by)
         os._exit(7)
+
+    def linger(self) -> Answer:
+        """Keep the process from ending with its input, as a library's thread may."""
+        threading.Thread(target=time.sleep, args=(600,)).start()
+        return {}
 
 
 SIDE = FakeSide()

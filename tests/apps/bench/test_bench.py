@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from apps.bench import build_peer, ceilings, command, measure, peer
-from apps.bench.build_peer import cmake_arguments
-from apps.bench.compare import CeilingFigures, Figures, SideFigures
+from apps.bench import ceilings, command, measure
+from apps.bench.compare import OPENINGS, CeilingFigures, Figures, SideFigures
 from apps.bench.measure import Sample, Spread, alternate
-from apps.bench.peer import check_build
 from apps.bench.process import Child
 from apps.bench.report import load_average
 from apps.bench.work import work_of
-from apps.bench.worker import peak_rss_bytes
+from apps.progress import Bar
 from edge.bundle import Bundle
 from edge.errors import (
     LutraError,
     MissingDependency,
     OutputExists,
     PromptTooLong,
+    UnknownTarget,
     UsageError,
 )
 from edge.kvcache import KVCache
 from edge.planes import parts_of
-from edge.target import Machine, Target, this_machine
-from tests.apps import fake_side
+from edge.target import this_machine
+from tests.apps.bench.conftest import QUICK
 from tests.apps.conftest import Lutra
 from tests.checkpoints import make_checkpoint
 
@@ -42,24 +39,7 @@ FIGURES = {
     "read_bandwidth_gb_s",
     "decode_ceiling_share",
 }
-QUICK = ("--target", "ref", "--threads", 1, "--prompt", 9, "--generate", 3)
-ALL = Machine("x86_64", "linux", frozenset({"avx2", "avx512", "vnni", "amx"}))
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rests, buffers and loops as short as can be."""
-    monkeypatch.setattr(measure, "REST_S", 0)
-    monkeypatch.setattr(ceilings, "BUFFER_BYTES", 1 << 20)
-    monkeypatch.setattr(ceilings, "_RATE_S", 1e-5)
-
-
-@pytest.fixture
-def faked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peer that needs no llama.cpp, on a machine that has all that it was built for."""
-    monkeypatch.setattr(peer, "SIDE", "tests.apps.fake_side")
-    monkeypatch.setattr(peer, "this_machine", lambda: ALL)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+ANOTHER = "aarch64" if this_machine().arch == "x86_64" else "x86_64"
 
 
 # Measuring.
@@ -169,34 +149,41 @@ def test_buffers_shrink_where_memory_is_short(tmp_path: Path) -> None:
     assert ceilings.buffer_bytes(2, meminfo) == ceilings.BUFFER_BYTES
 
 
-# Processes.
-
-
-def test_a_childs_errors_are_raised_here(faked: None) -> None:
-    with Child("tests.apps.fake_side") as child:
-        with pytest.raises(PromptTooLong, match="what was found; what to do"):
-            child.ask("refuse")
-        with pytest.raises(LutraError, match="ZeroDivisionError: by zero"):
-            child.ask("fail")
-        assert child.ask("versions")["llama_cpp"] == "2"
-        with pytest.raises(LutraError, match=r"code 7 while asked to die\n[\s\S]*the last words"):
-            child.ask("die")
-
-
-def test_a_python_that_is_not_there() -> None:
-    with pytest.raises(MissingDependency, match="nowhere/python"):
-        Child("tests.apps.fake_side", "nowhere/python")
-
-
-def test_peak_memory_is_this_processs_own(faked: None) -> None:
-    ballast = bytearray(200 << 20)
-    ballast[:: 1 << 12] = b"x" * len(ballast[:: 1 << 12])
-    assert peak_rss_bytes() > 200 << 20
-    with Child("tests.apps.fake_side") as child:
-        assert 1 << 20 < child.ask("memory")["peak_rss_bytes"] < 60 << 20
-
-
 # The verb.
+
+
+def test_ceilings_are_told_first_and_once(lutra: Lutra, bundle: Path, quick: None) -> None:
+    pytest.importorskip("llvmlite")
+    lines = lutra("bench", bundle, *QUICK, "--quiet").out.splitlines()
+    titles = [line.split(":")[0].split(",")[0] for line in lines]
+    assert titles[:2] == ["read bandwidth", "read bandwidth during the rounds"]
+    assert lines[0].startswith("read bandwidth, 1 thread: ")
+    assert titles.index("dot_int8") < next(
+        i for i, line in enumerate(lines) if line.startswith("read a token")
+    )
+    assert sum("read bandwidth, " in line for line in lines) == 1
+
+
+def test_turns_are_counted_as_they_end(
+    lutra: Lutra, bundle: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[tuple[str, int]] = []
+
+    class Counter(Bar):
+        def start(self, stage: str, total: int, unit: str) -> None:
+            heard.append((stage, total))
+
+        def advance(self, count: int) -> None:
+            stage, left = heard[-1]
+            heard[-1] = stage, left - count
+
+        def finish(self) -> None:
+            pass
+
+    monkeypatch.setattr(command, "Bar", Counter)
+    assert lutra("bench", bundle, *QUICK).code == 0
+    assert dict(heard).keys() >= {"read bandwidth", "loading", "rounds", "opening"}
+    assert {left for stage, left in heard if stage} == {0}
 
 
 def test_json_has_every_figure(lutra: Lutra, bundle: Path, quick: None) -> None:
@@ -243,8 +230,21 @@ def test_load_average_where_there_is_one(tmp_path: Path) -> None:
 
 
 def test_the_peer_runs_in_turns_on_the_same_checkpoint(
-    lutra: Lutra, bundle: Path, checkpoint: Path, quick: None, faked: None
+    lutra: Lutra,
+    bundle: Path,
+    checkpoint: Path,
+    quick: None,
+    faked: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    asked: list[str] = []
+    ask = Child.ask
+
+    def heard(child: Child, name: str, **arguments: object) -> dict[str, Any]:
+        asked.extend([child.module] * (name == "generate"))
+        return ask(child, name, **arguments)
+
+    monkeypatch.setattr(Child, "ask", heard)
     pytest.importorskip("gguf")
     options = (
         "--peer",
@@ -269,11 +269,7 @@ def test_the_peer_runs_in_turns_on_the_same_checkpoint(
     # rows of 172 are no whole blocks of 32
     assert theirs["formats"] == {"Q8_0": 14, "F16": 2}
     assert ran.json["ratios"]["decode_tok_s"] == pytest.approx(ran.json["decode_tok_s"] / 8)
-    notes = [line for line in ran.err.splitlines() if line.startswith("round")]
-    assert [note.split(": ")[1] for note in notes if "ing" not in note] == [
-        "lutra",
-        "llama.cpp",
-    ] * 6
+    assert asked == ["apps.bench.lutra_side", "tests.apps.bench.fake_side"] * (6 + OPENINGS)
     assert "lutra / llama.cpp: prefill" in ran.out
 
 
@@ -305,6 +301,12 @@ def test_the_peers_file_is_kept_and_checked(
         (("--prompt", 60, "--generate", 5), PromptTooLong, "the context holds 64"),
         (("--prompt", 9, "--generate", 3, "--context", 11), PromptTooLong, "the context holds 11"),
         (("--prompt", 9, "--peer", "llama.cpp"), UsageError, "--checkpoint"),
+        (("--peer-format", "Q4_0"), UsageError, "--peer-format without --peer"),
+        (("--peer-any-build",), UsageError, "--peer-any-build without --peer"),
+        (("--target", "npu:hvx-v67"), UsageError, "emulated"),
+        (("--target", "cpu:riscv64"), UnknownTarget, "riscv64"),
+        (("--target", f"cpu:{ANOTHER}"), UnknownTarget, f"is for {ANOTHER}, this machine is"),
+        (("--prefill", "npu:ort"), UsageError, "unrecognized arguments: --prefill"),
     ],
 )
 def test_bench_refuses(
@@ -319,6 +321,22 @@ def test_bench_refuses(
     assert message in ran.err
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"num_hidden_layers": 3}, "has 3 layers, the bundle 2"),
+        ({"intermediate_size": 96}, r"gate is (96, 32), the bundle's (172, 32)"),
+    ],
+)
+def test_the_peer_runs_no_other_model(
+    shape: dict[str, int], message: str, lutra: Lutra, bundle: Path, tmp_path: Path
+) -> None:
+    other = make_checkpoint(tmp_path / "other", **shape)
+    ran = lutra("bench", bundle, *QUICK, "--peer", "llama.cpp", "--checkpoint", other)
+    assert ran.code == UsageError.exit_code
+    assert message in ran.err
+
+
 def test_a_peer_that_is_not_installed_is_one_command_away(
     lutra: Lutra, bundle: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -329,124 +347,3 @@ def test_a_peer_that_is_not_installed_is_one_command_away(
     ran = lutra("bench", bundle, *QUICK, *options, "--json")
     assert ran.code == MissingDependency.exit_code
     assert "python -m apps.bench.build_peer FOLDER" in ran.json["error"]["cure"]
-
-
-# How the peer is built.
-
-
-def test_the_peer_must_use_what_the_target_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer, "this_machine", lambda: ALL)
-    whole = fake_side.SYSTEM_INFO
-    check_build(whole, Target.parse("cpu:x86_64,avx512,vnni,amx"))
-    check_build(whole, Target.parse("ref"))
-    with pytest.raises(UsageError, match=r"uses amx, .*--target .cpu:x86_64,avx2,avx512,vnni."):
-        check_build(whole, Target.parse("cpu:x86_64,avx512,vnni"))
-    with pytest.raises(UsageError, match="lacks amx"):
-        check_build(whole.replace("AMX_INT8 = 1", "AMX_INT8 = 0"), Target.parse("ref"))
-    with pytest.raises(UsageError, match="lacks vnni"):
-        check_build(whole.replace("AVX512_VNNI", "AVX_VNNI"), Target.parse("ref"))
-
-
-def test_builds_name_every_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_peer, "this_machine", lambda: ALL)
-    whole = cmake_arguments(ALL.target(), "flags: avx512vbmi avx512_bf16")
-    for name in ("GGML_AMX_INT8", "GGML_AVX512_VNNI", "GGML_AVX512_BF16", "GGML_AVX2"):
-        assert f"-D{name}=ON" in whole
-    assert "-DGGML_NATIVE=OFF" in whole
-    less = cmake_arguments(Target.parse("cpu:x86_64,avx512,vnni"), "flags: avx512vbmi")
-    assert {"-DGGML_AMX_INT8=OFF", "-DGGML_AVX512_VNNI=ON", "-DGGML_AVX512_BF16=OFF"} <= set(less)
-    least = cmake_arguments(Target.parse("cpu:x86_64,avx2"), "flags: avx512vbmi avx512_bf16")
-    assert {"-DGGML_AVX512=OFF", "-DGGML_AVX512_VBMI=OFF", "-DGGML_AVX2=ON"} <= set(least)
-    with pytest.raises(UsageError, match="aarch64"):
-        cmake_arguments(Target.parse("cpu:aarch64,dotprod"), "")
-
-
-def test_a_tuned_build_uses_no_more_than_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_peer, "this_machine", lambda: ALL)
-    assert "-DCMAKE_C_FLAGS=-march=native" in cmake_arguments(ALL.target(), "", tune=True)
-    less = cmake_arguments(Target.parse("cpu:x86_64,avx512,vnni"), "", tune=True)
-    flags = "-march=native -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-    assert f"-DCMAKE_CXX_FLAGS={flags}" in less
-    with pytest.raises(UsageError, match="no more than amx"):
-        cmake_arguments(Target.parse("cpu:x86_64,avx2"), "", tune=True)
-
-
-def test_build_refuses_before_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(OutputExists):
-        build_peer.build(tmp_path, [], "clang-19", "0")
-    with pytest.raises(MissingDependency, match="no such-clang here"):
-        build_peer.build(tmp_path / "new", [], "such-clang", "0")
-    assert not (tmp_path / "new").exists()
-
-
-# The peer itself, where there is one.
-
-
-@pytest.fixture(scope="session")
-def peer_python() -> str:
-    """A Python that has llama_cpp: the one that LUTRA_PEER_PYTHON names."""
-    if peer.PYTHON_VARIABLE not in os.environ:
-        pytest.skip(f"no llama.cpp; set {peer.PYTHON_VARIABLE} to a Python that has it")
-    return os.environ[peer.PYTHON_VARIABLE]
-
-
-MODELS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "llama-biased": {"attention_bias": True, "tie_word_embeddings": True},
-    "llama-scaled": {
-        "rope_theta": 10000.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 4.0,
-            "high_freq_factor": 4.0,
-            "low_freq_factor": 1.0,
-            "original_max_position_embeddings": 16,
-        },
-    },
-    "qwen2": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
-    "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 16},
-}
-
-
-@pytest.mark.parametrize(("form", "bound"), [("F16", 0.005), ("Q8_0", 0.05)])
-@pytest.mark.parametrize("name", MODELS)
-def test_llamacpp_computes_the_same_model(
-    name: str, form: str, bound: float, peer_python: str, tmp_path: Path
-) -> None:
-    import numpy as np
-
-    import edge
-    from apps.bench.gguf_file import write_gguf
-    from converter.convert import convert
-
-    shape = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3}
-    source = make_checkpoint(tmp_path / "model", **shape, **MODELS[name])
-    convert(source, tmp_path / "model.lutra", weights="f32")
-    tokens = np.random.default_rng(1).integers(0, 300, 40).tolist()
-    ours = edge.load(tmp_path / "model.lutra", target="ref").logits(tokens)
-    write_gguf(source, tmp_path / "model.gguf", form)
-    with Child("apps.bench.llamacpp_side", peer_python) as child:
-        child.ask(
-            "load", path=str(tmp_path / "model.gguf"), threads=1, context=64, flash_attention="auto"
-        )
-        theirs = np.array(child.ask("logits", tokens=tokens)["logits"])
-        drawn = child.ask("generate", prompt=tokens, count=3)["tokens"]
-    assert np.square(theirs - ours).mean() ** 0.5 < bound * ours.std()
-    if form == "F16":
-        assert drawn[0] == int(ours[-1].argmax())
-    assert len(drawn) == 3
-
-
-def test_bench_with_llamacpp(lutra: Lutra, tmp_path: Path, quick: None, peer_python: str) -> None:
-    from converter.convert import convert
-
-    source = make_checkpoint(tmp_path / "model", hidden_size=256, intermediate_size=512)
-    convert(source, tmp_path / "model.lutra", weights="w4g64")
-    words = ("bench", tmp_path / "model.lutra", *QUICK, "--peer", "llama.cpp")
-    options = ("--peer-python", peer_python, "--checkpoint", source, "--peer-format", "Q2_K")
-    ran = lutra(*words, *options, "--peer-any-build", "--json")
-    assert ran.code == 0, ran.err
-    theirs = ran.json["peer"]
-    assert theirs["formats"] == {"Q2_K": 16}
-    assert theirs["prefill_tok_s"] > 0
-    assert json.dumps(theirs["buffers"]).count("model buffer") >= 1
