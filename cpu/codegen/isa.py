@@ -109,7 +109,9 @@ class Tiles:
     `dot(c, a, b)` adds to c, 16 by 16 float32, the product of a, 16 rows of 32 bfloat16, and b, 16
     rows of 16 pairs of bfloat16. `raised_codes(code, planes)` makes of planes of 16 outputs by 8
     inputs (16 bytes each) a vector of 16 float32 for each input, one by one: RAISED more than the
-    codes, since such floats are made of bits alone.
+    codes, since such floats are made of bits alone. `paired(code, first, second)` makes of two
+    vectors of 16 float32 one of pairs of bfloat16: the nearest, of two as near the one further from
+    zero.
     """
 
     configure: Callable[[Code], None]
@@ -118,6 +120,7 @@ class Tiles:
     dot: Callable[[Code, int, int, int], None]
     store: Callable[[Code, int, Value, Value], None]
     raised_codes: Callable[[Code, Sequence[Value]], Iterator[Value]]
+    paired: Callable[[Code, Value, Value], Value]
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,18 @@ def _words_layout(bits: int) -> CodeLayout:
 WORDS = Expansion(_words_layout, _expand_words)
 
 
+def _hidden(code: Code, numbers: Sequence[int]) -> Value:
+    """A vector of bytes that LLVM cannot see to be constant, made where the function begins.
+
+    What it knows it merges: two shuffles of one operand into one of two, which takes three
+    micro-operations of Intel's processors where each of these takes one.
+    """
+    kind, in_place = I8.of(64), [8 * byte for byte in range(8)] * 8
+    with code.builder.goto_entry_block():
+        control, given = (code.constant(kind, values) for values in (in_place, numbers))
+        return code.intrinsic(_MULTISHIFT, kind, control, given)
+
+
 def _raised_codes(code: Code, planes: Sequence[Value]) -> Iterator[Value]:
     """Transpose bits as `_expand_gfni`, with 4 planes of 2 outputs in 8 bytes.
 
@@ -128,18 +140,35 @@ def _raised_codes(code: Code, planes: Sequence[Value]) -> Iterator[Value]:
     last_first = [16 * plane + row for row in range(16) for plane in range(4)]
     for pair in range(0, 64, 8):  # the affine instruction takes the last byte for the lowest bit
         last_first[pair : pair + 8] = last_first[pair : pair + 8][::-1]
-    mixed = joined[0].shuffle(range(64), joined[1]).shuffle(last_first)
+    rows, order = joined[0].shuffle(range(64), joined[1]), _hidden(code, last_first)
+    mixed = code.intrinsic("llvm.x86.avx512.permvar.qi.512", I8.of(64), rows, order)
     units = code.constant(I64, 0x8040201008040201).broadcast(8).cast(I8.of(64))
     both = code.intrinsic("llvm.x86.vgf2p8affineqb.512", I8.of(64), units, mixed, 0)
     for row in range(8):
         starts = [0, 0, (8 * row - 3) % 64, 0, 0, 0, 8 * row + 1, 0] * 8
         control = code.constant(I8.of(64), starts)
-        fields = code.intrinsic("llvm.x86.avx512.pmultishift.qb.512", I8.of(64), control, both)
+        fields = code.intrinsic(_MULTISHIFT, I8.of(64), control, both)
         yield (fields.cast(I32.of(16)) & (15 << 19) | _RAISED_BITS).cast(F32.of(16))
 
 
 # Of RAISED, whose mantissa has its four highest bits for a code.
 _RAISED_BITS = 0x41800000
+
+_MULTISHIFT = "llvm.x86.avx512.pmultishift.qb.512"
+
+
+def _paired(code: Code, first: Value, second: Value) -> Value:
+    """Half of what is cut off is added; then the first's upper halves replace the second's lower.
+
+    Instructions that round to bfloat16 take four micro-operations, and leave no pairs.
+    """
+    low, high = ((value.cast(I32.of(16)) + 0x8000).cast(I8.of(64)) for value in (first, second))
+    control = code.constant(I8.of(64), [16, 24, 0, 0, 48, 56, 0, 0] * 8)
+    moved = code.intrinsic(_MULTISHIFT, I8.of(64), control, low)
+    lower = _hidden(code, [1, 1, 0, 0] * 16)
+    with code.builder.goto_entry_block():
+        lower = lower > 0
+    return lower.select(moved, high)
 
 
 def _configure_tiles(code: Code) -> None:
@@ -177,6 +206,7 @@ _TILES = Tiles(
     dot=_dot_tiles,
     store=_store_tile,
     raised_codes=_raised_codes,
+    paired=_paired,
 )
 
 _AVX512 = "+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512vnni,+avx512vbmi,+gfni,+fma,+f16c,+bmi2"

@@ -40,6 +40,12 @@ _TILE_BYTES = 2 * _SIDE * _DEPTH
 # What memory brings at a time, in bytes.
 _LINE = 64
 
+# Inputs of a piece of a panel, which are of one group.
+_PIECE = 2 * STEP
+
+# Parts of a piece that steps beside products count in, so that pieces are spread among them.
+_FRACTION = 1 << 16
+
 # Rows and outputs that are multiplied at a time: four tiles of sums.
 _BLOCK = 2 * _SIDE
 _BLOCK_BYTES = 4 * _TILE_BYTES
@@ -168,11 +174,12 @@ class _Share:
         code = self.code
         depth = (panel.end - panel.begin + (_DEPTH - 1)) // _DEPTH
         steps = depth * self.blocks * (TILE // _BLOCK)
-        each = (left + (steps - 1)) // steps
-        filled = code.variable(code.constant(I64, 0))
+        each = (left * _FRACTION + (steps - 1)) // steps
+        share, filled = (code.variable(code.constant(I64, 0)) for _ in range(2))
 
         def step() -> None:
-            stop = minimum(filled.get() + each, left)
+            share.set(share.get() + each)
+            stop = minimum(share.get() // _FRACTION, left)
             with code.loop(filled.get(), stop) as piece:
                 following.fill(piece)
                 behind.ask(piece)
@@ -258,36 +265,43 @@ class _Panel:
         self.groups = code.constant(I64, 1)
         if form.granularity == "group":
             self.groups = (width + (form.group - 1)) // form.group
-        self.pieces = (self.end - begin + (STEP - 1)) // STEP * (TILE // _SIDE)
+        self.pieces = (self.end - begin + (_PIECE - 1)) // _PIECE * (TILE // _SIDE)
 
     def fill(self, piece: Value) -> None:
-        """One piece: 16 outputs by 8 inputs."""
+        """One piece: 16 outputs by 16 inputs."""
         code, blocks = self.code, TILE // _SIDE
-        inner, column = piece // blocks, piece % blocks * _SIDE
-        step = self.begin // STEP + inner
-        group = code.constant(I64, 0)
+        inner, column = piece // blocks * _PIECE, piece % blocks * _SIDE
+        tiles, group = code.isa.tiles, code.constant(I64, 0)
+        assert tiles is not None
         if self.form.granularity == "group":
-            group = step // (self.form.group // STEP)
+            group = (self.begin + inner) // self.form.group
         scale, shift = self.scale_and_shift(group, column)
-        place = column * (2 * PANEL) + inner * (STEP // 2 * 4 * _SIDE)
-        values = [value.fma(scale, shift) for value in self.codes(step, column)]
-        for row, (even, odd) in enumerate(zip(values[::2], values[1::2], strict=True)):
-            code.store(_paired(even, odd), self.memory, place + row * (4 * _SIDE))
+        first = (self.begin + inner) // STEP
+        # behind the width any codes will do
+        steps = [first, minimum(first + 1, self.steps - 1)]
+        place = column * (2 * PANEL) + inner * (2 * _SIDE)
+        for step in steps:
+            values = [value.fma(scale, shift) for value in self.codes(step, column)]
+            for even, odd in zip(values[::2], values[1::2], strict=True):
+                code.store(tiles.paired(code, even, odd), self.memory, place)
+                place = place + 4 * _SIDE
 
     def ask(self, piece: Value) -> None:
         """Have memory bring what a piece's turn in the panel is of, so that all ask for all."""
         code, form, step = self.code, self.form, self.begin // STEP
-        size = form.bits * _SIDE
+        size = form.bits * _SIDE * (_PIECE // STEP)
         tile_bytes = self.steps * (form.bits * TILE)
         if form.bits == 8:
             tile_bytes = (self.a.integer("width") + (QUAD - 1)) // QUAD * (QUAD * TILE)
-        codes = code.offset(self.a.pointer("codes"), self.tile * tile_bytes + step * (4 * size))
+        codes = code.offset(
+            self.a.pointer("codes"), self.tile * tile_bytes + step * (form.bits * TILE)
+        )
         for line in range(0, size, _LINE):
             code.prefetch(codes, piece * size + line)
         if form.granularity == "group":
             group = self.tile * self.groups + self.begin // form.group
             scales = code.offset(self.a.pointer("scales"), group * (2 * TILE))
-            code.prefetch(scales, piece * (2 * _SIDE * STEP // form.group))
+            code.prefetch(scales, piece * (2 * _SIDE * _PIECE // form.group))
 
     def codes(self, step: Value, column: Value) -> Iterator[Value]:
         """Codes of 16 outputs as floats, input by input of 8: raised where they have few bits."""
@@ -323,13 +337,6 @@ class _Panel:
         zeros = code.load(I8.of(_SIDE), a.pointer("zeros"), index).to(I32, unsigned=True)
         parts = (zeros + (raised * form.zero_parts - form.zero_first)).to(F32)
         return scale, parts * (scale * (-1 / form.zero_parts))
-
-
-def _paired(first: Value, second: Value) -> Value:
-    """Two float32 vectors as one of bfloat16 pairs, rounded to nearest."""
-    kind = I32.of(first.type.lanes)
-    low, high = (value.cast(kind) + 0x8000 for value in (first, second))
-    return (low >> 16) | (high & -0x10000)
 
 
 def gemm(weights: Floats, x: Floats) -> Floats:

@@ -44,7 +44,7 @@ def with_tiles(isa: Isa) -> Isa:
                     total.set(x.fma(w, total.get()))
             code.store(total.get(), place(code, c), row * _LINE)
 
-    tiles = Tiles(configure, lambda code: None, load, dot, store, _raised_codes)
+    tiles = Tiles(configure, lambda code: None, load, dot, store, _raised_codes, _paired)
     return replace(isa, name=f"{isa.name}+tiles", tiles=tiles)
 
 
@@ -60,3 +60,10 @@ def _raised_codes(code: Code, planes: Sequence[Value]) -> Iterator[Value]:
         for number, plane in enumerate(planes):
             total = total + (((plane.to(I32, unsigned=True) >> bit) & 1) << number)
         yield total.to(F32)
+
+
+def _paired(code: Code, first: Value, second: Value) -> Value:
+    del code
+    kind = I32.of(first.type.lanes)
+    low, high = (value.cast(kind) + 0x8000 for value in (first, second))
+    return (low >> 16) | (high & -0x10000)
