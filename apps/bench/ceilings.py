@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from cpu.codegen.emit import Module, object_code
 from cpu.codegen.image import Image, link_image
 from cpu.codegen.isa import Isa
-from cpu.codegen.language import I8, I32, I64, POINTER, Code, Value
+from cpu.codegen.language import I8, I64, POINTER, Code, Value
 from cpu.codegen.tables import isa_for, refuses
 from edge.target import Target, this_machine
 
@@ -88,11 +88,11 @@ def _dot_rate(vector_bytes: int) -> Rate:
     """8-bit dot products on vectors: so many sums that none waits for its last product."""
 
     def write(code: Code, data: Value, out: Value, turns: Value) -> None:
-        zero = code.constant(I32.of(vector_bytes // 4), 0)
+        zero = code.constant(code.isa.dot_sums, 0)
         sums = [code.variable(zero) for _ in range(_DOT_SUMS)]
         left, right = (code.load(I8.of(vector_bytes), data, _LINE * i) for i in range(2))
         with code.loop(0, turns):
-            for total in sums:
+            for total in sums:  # of int16 they overflow, and take as long
                 total.set(code.isa.dot(code, total.get(), left, right))
         code.store(_sum([total.get() for total in sums]), out)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cpu.codegen.language import Code, Value
+from cpu.codegen.language import I16, I32, Code, Type, Value
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,14 @@ class CodeLayout:
     halves: tuple[int, ...] = ()
     offset: int = 0
     row_count: int = 64
+
+    def largest_code(self, bits: int) -> int:
+        """Of the bytes that vectors hold, factors included."""
+        return ((1 << bits) - 1 - self.offset) * max(self.factors)
+
+    def products_a_step(self) -> int:
+        """Vectors of a step whose products share an accumulator."""
+        return max(self.slots.count(slot) for slot in self.slots)
 
 
 def byte_layout(vector_bytes: int, row_count: int = 64, offset: int = 0) -> CodeLayout:
@@ -71,6 +79,25 @@ class DotProduct(Protocol):
     def __call__(
         self, code: Code, accumulator: Value, codes: Value, activations: Value
     ) -> Value: ...
+
+
+@dataclass(frozen=True)
+class Widening:
+    """Of dot products into int16, a lane of which adds up `pair` neighbouring products.
+
+    They save an instruction or two each, and are widened for many at once: `widen(code, total,
+    high, low)` adds to int32 what the accumulators of both terms of activations come to, 256 * high
+    + low.
+    """
+
+    pair: int
+    widen: Callable[[Code, Value, Value, Value], Value]
+
+    def steps(self, layout: CodeLayout, bits: int) -> int:
+        """Steps of 8 weights whose sums fit, whatever the codes and activations (-128 to 127)."""
+        most = self.pair * layout.largest_code(bits)
+        fit = min(2**15 // (most * 128), (2**15 - 1) // (most * 127))
+        return fit // layout.products_a_step()
 
 
 class PairProduct(Protocol):
@@ -178,7 +205,8 @@ class Isa:
     not of 64 bits. `vector_bytes` is the width of a vector register.
     Codes are expanded for `dot` in one of two ways: `few` costs least where each code is used for a
     row or two, `many` gives what is used for many rows the fewest accumulators. At 8 bits there is
-    nothing to expand, and `dot_bytes` takes the codes as they are stored. `dots_by_lane` says that
+    nothing to expand, and `dot_bytes` takes the codes as they are stored. With a
+    `widening`, `dot` adds to int16 (`dot_sums`) and `dot_bytes` to int32. `dots_by_lane` says that
     they can take 4 activations out of a vector, so that these are loaded together. For many rows,
     the accumulators of `together` rows and slots are in registers at a time, and `dot_pairs`, where
     there is one, takes codes of two outputs with both terms of a row. In decode, a turn of the
@@ -204,6 +232,7 @@ class Isa:
     reading: Reading = Reading()
     tuning: str = ""
     data_layout: str = ""
+    widening: Widening | None = None
     dots_by_lane: bool = False
     dot_pairs: PairProduct | None = None
     unroll: int = 2
@@ -222,3 +251,10 @@ class Isa:
     def lanes(self) -> int:
         """float32 lanes of a vector."""
         return self.vector_bytes // 4
+
+    @property
+    def dot_sums(self) -> Type:
+        """Accumulators of `dot`."""
+        return (
+            I16.of(self.vector_bytes // self.widening.pair) if self.widening else I32.of(self.lanes)
+        )

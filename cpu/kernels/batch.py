@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from cpu.codegen.language import F32, I8, I32, Code, Value
 from cpu.kernels import linear
 from cpu.kernels.activations import TERMS
-from cpu.kernels.blocks import Outputs, Piece, Scales, Shape, Sums, Terms
+from cpu.kernels.blocks import Outputs, Piece, Scales, Shape, Sums
 from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
+from cpu.kernels.products import Products, Terms, WideProducts
 from edge.formats import Format
 from edge.planes import STEP, TILE
 
@@ -28,10 +29,13 @@ SLOTS = (*linear.SLOTS, "panels")
 
 _LINE = 64
 
+# Of a turn of the loop over steps: a line of activations, to which rows are padded.
+_MOST_STEPS = 8
+
 # Of the rows that are multiplied together: pointers to them, the layout's slots, accumulators.
 Values = Sequence[Value]
 Slots = Sequence[int]
-RowTerms = Sequence[Terms]
+RowProducts = Sequence[Products]
 
 
 def batch_kernel(form: Format) -> Kernel:
@@ -58,6 +62,7 @@ class _Tile(Outputs):
         self.panel = code.offset(a.pointer("panels"), thread.index * PANEL_BYTES)
         self.slots = range(len(self.layout.rows))
         self.step_bytes = self.layout.row_count * STEP
+        self.unroll = min(self.narrow_steps() or 1, self.shape.steps, _MOST_STEPS)
 
     def run(self) -> None:
         code, per_panel = self.code, PANEL // self.shape.block
@@ -99,6 +104,12 @@ class _Tile(Outputs):
             ahead = (index + PANEL // STEP) * self.shape.step_bytes
             for line in range(0, self.shape.step_bytes, _LINE):
                 code.prefetch(self.codes, ahead + line)
+        # what a last turn takes beyond: activations there may be anything
+        rounded = (last + (self.unroll - 1)) // self.unroll * self.unroll
+        with code.loop(
+            (last - first) * self.step_bytes, (rounded - first) * self.step_bytes, size
+        ) as place:
+            code.store(code.constant(I8.of(size), 0), self.panel, place)
 
     def panel_vectors(self, index: Value, part: int) -> Iterator[tuple[int, Value]]:
         """Codes of a step, with where in the panel they go."""
@@ -125,22 +136,27 @@ class _Tile(Outputs):
         xs = [code.offset(self.x, row * self.a.integer("x_stride")) for row in rows]
         sums = [[code.variable(self.sums(row, part, slot)) for slot in slots] for row in rows]
         with code.loop(first, last) as block:
-            terms = [self.start(x, block, slots) for x in xs]
+            products = [self.products(x, block, slots, self.unroll) for x in xs]
             begin = block * self.shape.steps
-            with code.loop(begin, self.end_of(block)) as index:
-                place = (index - first * self.shape.steps) * self.step_bytes
-                self.step(xs, index, place, slots, terms)
+            with code.loop(begin, self.end_of(block), self.unroll) as turn:
+                for index in (turn + i for i in range(self.unroll)):
+                    place = (index - first * self.shape.steps) * self.step_bytes
+                    self.step(xs, index, place, slots, products)
+                for row_products in products:
+                    row_products.turn()
             scales = self.weight_scales(block, part, slots)
-            for x, row_terms, totals in zip(xs, terms, sums, strict=True):
-                self.add_scaled(x, Piece(block, part, slots), row_terms, scales, totals)
+            for x, row_products, totals in zip(xs, products, sums, strict=True):
+                terms = row_products.terms()
+                self.add_scaled(x, Piece(block, part, slots), terms, scales, totals)
         for row, totals in zip(rows, sums, strict=True):
             for slot, total in zip(slots, totals, strict=True):
                 code.store(total.get(), self.out(row, part, slot))
 
-    def step(self, xs: Values, index: Value, place: Value, slots: Slots, terms: RowTerms) -> None:
+    def step(
+        self, xs: Values, index: Value, place: Value, slots: Slots, products: RowProducts
+    ) -> None:
         """Dot products of 8 weights of some slots, which the panel has at `place`."""
         code, size = self.code, self.code.isa.vector_bytes
-        dot = code.isa.dot_bytes if self.form.bits == 8 else code.isa.dot
         taken = [
             [self.activations(x, index * STEP + self.a.integer("padded") * t) for t in range(TERMS)]
             for x in xs
@@ -148,10 +164,9 @@ class _Tile(Outputs):
         for i, slot in enumerate(self.layout.slots):
             if slot in slots:
                 vector = code.load(I8.of(size), self.panel, place + i * size)
-                for row_terms, row_taken in zip(terms, taken, strict=True):
-                    for dots, values in zip(row_terms, row_taken, strict=True):
-                        held = dots[slots.index(slot)]
-                        held.set(dot(code, held.get(), vector, values[i]))
+                for row_products, row_taken in zip(products, taken, strict=True):
+                    for term, values in enumerate(row_taken):
+                        row_products.add(term, slots.index(slot), vector, values[i])
 
 
 # Of 4 lanes of one vector and 4 of another: the first two of each by turns, and the last two.
@@ -175,6 +190,10 @@ class _PairTile(_Tile):
         assert code.isa.lanes == 4
         self.dot = code.isa.dot_pairs
 
+    def products(self, x: Value, block: Value, slots: Sequence[int], steps: int) -> Products:
+        del steps
+        return WideProducts(self.code, self.dot, self.start(x, block, slots))
+
     def panel_vectors(self, index: Value, part: int) -> Iterator[tuple[int, Value]]:
         kind, firsts = I32.of(4), dict[int, Value]()
         vectors = zip(self.layout.slots, self.vectors(index, part, tail=True), strict=True)
@@ -193,15 +212,16 @@ class _PairTile(_Tile):
             for lanes in _ZIPPED
         ]
 
-    def step(self, xs: Values, index: Value, place: Value, slots: Slots, terms: RowTerms) -> None:
+    def step(
+        self, xs: Values, index: Value, place: Value, slots: Slots, products: RowProducts
+    ) -> None:
         code, size = self.code, self.code.isa.vector_bytes
         taken = [self.both_terms(x, index * STEP) for x in xs]
         for number, slot in enumerate(slots):
             for i in range(len(_ZIPPED)):
                 vector = code.load(I8.of(size), self.panel, place + (2 * slot + i) * size)
-                for row_terms, values in zip(terms, taken, strict=True):
-                    held = row_terms[i][number]
-                    held.set(self.dot(code, held.get(), vector, values))
+                for row_products, values in zip(products, taken, strict=True):
+                    row_products.add(i, number, vector, values)
 
     def both_terms(self, x: Value, offset: Value) -> Value:
         """8 bytes of the high and 8 of the low term."""

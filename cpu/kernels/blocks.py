@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from cpu.codegen.isa import Expansion
 from cpu.codegen.language import F16, F32, I8, I32, I64, Code, Value, Variable
 from cpu.kernels.kernel import Arguments, minimum
+from cpu.kernels.products import NarrowProducts, Products, Terms, WideProducts, joined
 from edge.formats import Format
 from edge.planes import QUAD, STEP, TILE
 
 # Weights that share an accumulation where a scale covers more of the row.
 WIDE_BLOCK = 128
-
-# Accumulators by term, then by slot.
-Terms = list[list[Variable]]
 
 # Of slots: scales of weights, None where a row has one; and sums of blocks.
 Scales = Sequence[Value | None]
@@ -128,6 +127,24 @@ class Outputs:
 
     # Accumulators of a block, and what becomes of them.
 
+    def narrow_steps(self) -> int:
+        """Steps whose products fit int16, as `dot` takes them; 0 where they go into int32."""
+        widening = self.code.isa.widening
+        if widening is None or self.form.bits == 8:
+            return 0
+        steps = widening.steps(self.layout, self.form.bits)
+        assert steps, f"{self.code.isa.name}: products of {self.form} do not fit int16"
+        return steps
+
+    def products(self, x: Value, block: Value, slots: Sequence[int], steps: int) -> Products:
+        """What dot products of a block are added to, by so many steps a turn of a loop."""
+        code, isa = self.code, self.code.isa
+        start, fit = partial(self.start, x, block, slots), self.narrow_steps()
+        if not fit or isa.widening is None:
+            return WideProducts(code, isa.dot_bytes if self.form.bits == 8 else isa.dot, start())
+        assert steps <= fit
+        return NarrowProducts(code, start, len(slots), once=self.shape.steps <= fit)
+
     def start(self, x: Value, block: Value, slots: Sequence[int]) -> Terms:
         """Accumulators of both terms of a block for some of the layout's slots.
 
@@ -169,11 +186,10 @@ class Outputs:
         code, lanes = self.code, self.code.isa.lanes
         block, part, slots = piece.block, piece.part, piece.slots
         activation = code.load(F32, x, self.a.integer("row_scales") + block * 4)
-        for slot, high, low, scale, total in zip(slots, *terms, scales, sums, strict=True):
+        for slot, made, scale, total in zip(slots, joined(terms), scales, sums, strict=True):
             factor = (activation * (1 / self.layout.factors[slot])).broadcast(lanes)
             if scale is not None:
                 factor = factor * scale
-            made = (high.get() << 8) + low.get()
             if self.form.bits == 1:
                 less_zeros = self._less_halves(made, x, block, part, slot)
             elif self.form.asymmetric:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from cpu.codegen.isa import Expansion
 from cpu.codegen.language import F16, F32, Code, Value, Variable
-from cpu.kernels.activations import quantize_rows
-from cpu.kernels.blocks import Outputs, Piece, Shape, Terms, block_of
+from cpu.kernels.activations import TERMS, quantize_rows
+from cpu.kernels.blocks import Outputs, Piece, Shape, block_of
 from cpu.kernels.kernel import CHAINS, Arguments, Kernel, Thread, joined, minimum
+from cpu.kernels.products import Products
 from edge.formats import Format
 from edge.planes import STEP, TILE, Quantized, zeros_of
 
@@ -89,32 +90,31 @@ class DecodeTile(Outputs):
         code = self.code
         self.prefetch_scales(block)
         for part, totals in zip(self.parts, sums, strict=True):
-            terms = self.start(x, block, self.slots)
-            if last is not None:
-                with code.loop(first, last) as index:
-                    self.step(x, index, part, terms, tail=True)
-            else:
-                unroll = min(code.isa.unroll, self.shape.steps // 2)
-                with code.loop(first, first + self.shape.steps, unroll) as index:
-                    for i in range(unroll):
-                        self.step(x, index + i, part, terms)
-            scales = self.weight_scales(block, part, self.slots)
+            tail = last is not None
+            unroll = 1 if tail else min(code.isa.unroll, self.shape.steps // 2)
+            end = first + self.shape.steps if last is None else last
+            products = self.products(x, block, self.slots, unroll)
+            with code.loop(first, end, unroll) as index:
+                for i in range(unroll):
+                    self.step(x, index + i, part, products, tail=tail)
+                products.turn()
+            terms, scales = products.terms(), self.weight_scales(block, part, self.slots)
             self.add_scaled(x, Piece(block, part, self.slots), terms, scales, totals)
 
-    def step(self, x: Value, index: Value, part: int, terms: Terms, *, tail: bool = False) -> None:
+    def step(
+        self, x: Value, index: Value, part: int, products: Products, *, tail: bool = False
+    ) -> None:
         """Dot products of 8 weights (fewer in a tail) of rows from `part` on with both terms."""
-        code = self.code
         if part == 0:
             self.prefetch(index)
-        dot = code.isa.dot_bytes if self.form.bits == 8 else code.isa.dot
         taken = [
             self.activations(x, index * STEP + self.a.integer("padded") * term)
-            for term in range(len(terms))
+            for term in range(TERMS)
         ]
         for place, vector in enumerate(self.vectors(index, part, tail=tail)):
             slot = self.layout.slots[place]  # each vector is used up before the next is made
-            for dots, values in zip(terms, taken, strict=True):
-                dots[slot].set(dot(code, dots[slot].get(), vector, values[place]))
+            for term, values in enumerate(taken):
+                products.add(term, slot, vector, values[place])
 
     def prefetch(self, index: Value) -> None:
         """Ask for the codes that follow in this stream."""

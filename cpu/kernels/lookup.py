@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from cpu.codegen.isa import CodeLayout, Expansion
 from cpu.codegen.language import I8, I16, I32, Code, Value, Variable
 from cpu.kernels import linear
-from cpu.kernels.blocks import Piece, Shape, Terms, concatenated
+from cpu.kernels.blocks import Piece, Shape, concatenated
 from cpu.kernels.kernel import Arguments, Kernel, Thread
+from cpu.kernels.products import Terms
 from edge.formats import Format
 from edge.planes import QUAD, STEP
 

@@ -283,7 +283,12 @@ def dot_case(isa: Isa, rng: np.random.Generator, *, whole: bool) -> tuple[Case, 
             codes = code.load(I8.of(size), a.pointer("codes"), i)
             x = code.load(I8.of(size), a.pointer("x"), i)
             held = code.load(I32.of(lanes), a.pointer("sums"), i)
-            code.store(dot(code, held, codes, x), a.pointer("sums"), i)
+            if whole or isa.widening is None:
+                made = dot(code, held, codes, x)
+            else:
+                zero = code.constant(isa.dot_sums, 0)
+                made = isa.widening.widen(code, held, zero, dot(code, zero, codes, x))
+            code.store(made, a.pointer("sums"), i)
 
     kernel = Kernel("dot_bytes" if whole else "dot", ("codes", "x", "sums"), body)
     most = 255 if whole else 16
@@ -299,6 +304,43 @@ def dot_case(isa: Isa, rng: np.random.Generator, *, whole: bool) -> tuple[Case, 
         {"codes": codes, "x": x, "sums": start},
         [call(kernel, {"codes": "codes", "x": "x", "sums": "sums"})],
         expected={"sums": start + products},
+    )
+    return case, [kernel]
+
+
+def widening_case(isa: Isa, bits: int, *, many: bool) -> tuple[Case, list[Kernel]]:
+    """As many products as are said to fit int16, of the largest codes and activations."""
+    assert isa.widening is not None
+    widening, layout = isa.widening, (isa.many if many else isa.few).layout(bits)
+    count = widening.steps(layout, bits) * layout.products_a_step()
+    most, lanes = layout.largest_code(bits), isa.lanes
+    pairs = [(high, low) for high in (-128, 127) for low in (-128, 127)]
+
+    def body(code: Code, a: Arguments, thread: Thread) -> None:
+        del thread
+        zero, kind = code.constant(isa.dot_sums, 0), I8.of(isa.vector_bytes)
+        codes = code.load(kind, a.pointer("codes"))
+        with code.loop(0, len(pairs)) as i:
+            terms = [code.variable(zero) for _ in range(2)]
+            with code.loop(0, count):
+                for term, sums in enumerate(terms):
+                    x = code.load(I8, a.pointer("x"), i * 2 + term).broadcast(kind.lanes)
+                    sums.set(isa.dot(code, sums.get(), codes, x))
+            start = code.constant(I32.of(lanes), 3)
+            total = widening.widen(code, start, terms[0].get(), terms[1].get())
+            code.store(total, a.pointer("out"), i * isa.vector_bytes)
+
+    kernel = Kernel(f"widen_{bits}", ("codes", "x", "out"), body)
+    wanted = [[3 + 4 * count * most * (256 * high + low)] * lanes for high, low in pairs]
+    case = Case(
+        f"{kernel.name} {isa.name}",
+        {
+            "codes": np.full(isa.vector_bytes, most, np.uint8),
+            "x": np.array(pairs, np.int8),
+            "out": np.zeros((len(pairs), lanes), np.int32),
+        },
+        [call(kernel, {"codes": "codes", "x": "x", "out": "out"})],
+        expected={"out": np.array(wanted, np.int32)},
     )
     return case, [kernel]
 

@@ -9,7 +9,16 @@ from cpu.codegen.tables import TABLES, isa_for, refuses
 from edge.errors import UnknownTarget
 from edge.target import FEATURES, Target
 from tests.cpu.calls import check, run
-from tests.cpu.harness import ARM, X86, dot_case, expand_case, isa_of, loaded, runnable
+from tests.cpu.harness import (
+    ARM,
+    X86,
+    dot_case,
+    expand_case,
+    isa_of,
+    loaded,
+    runnable,
+    widening_case,
+)
 
 BITS = (2, 3, 4)
 
@@ -74,4 +83,36 @@ def test_planes_are_expanded_as_the_layout_says(target: str, bits: int, rows: st
 def test_dot_products_are_exact_to_the_last_extreme(target: str, whole: bool) -> None:
     isa = isa_of(target)
     case, kernels = dot_case(isa, np.random.default_rng(3), whole=whole)
+    check(case, run(loaded(isa, kernels), case))
+
+
+WIDENING = [target for target in (*X86, *ARM) if isa_of(target).widening]
+
+
+@pytest.mark.parametrize("target", WIDENING)
+@pytest.mark.parametrize("bits", [1, *BITS])
+@pytest.mark.parametrize("rows", ["few", "many"])
+def test_as_many_products_fit_int16_as_is_said(target: str, bits: int, rows: str) -> None:
+    """One more step would not, and bytes do not."""
+    isa = isa_of(target)
+    layout, widening = (isa.many if rows == "many" else isa.few).layout(bits), isa.widening
+    assert widening is not None
+    steps, a_step = widening.steps(layout, bits), widening.pair * layout.products_a_step()
+
+    def held(count: int) -> bool:
+        most = count * a_step * layout.largest_code(bits)
+        return most * -128 >= -(2**15) and most * 127 < 2**15
+
+    assert steps >= 1
+    assert held(steps)
+    assert not held(steps + 1)
+    assert widening.steps((isa.many if rows == "many" else isa.few).layout(8), 8) == 0
+
+
+@pytest.mark.parametrize("target", [target for target in WIDENING if target in runnable()])
+@pytest.mark.parametrize("bits", [1, *BITS])
+@pytest.mark.parametrize("rows", ["few", "many"])
+def test_the_largest_products_are_widened_exactly(target: str, bits: int, rows: str) -> None:
+    isa = isa_of(target)
+    case, kernels = widening_case(isa, bits, many=rows == "many")
     check(case, run(loaded(isa, kernels), case))

@@ -78,6 +78,25 @@ def test_a_long_row_stays_with_the_twin(target: str, form: str, many: bool) -> N
     check(case, run(linear_functions(target, form), case))
 
 
+@every_target
+@pytest.mark.parametrize("form", ["w1g64", "w2g128", "w3g32", "w4g64a", "w8g64", "ternary"])
+@either_kernel
+@pytest.mark.parametrize("width", [8, 100, 350])
+def test_what_pads_rows_and_panels_does_not_matter(
+    target: str, form: str, many: bool, width: int
+) -> None:
+    """Both are memory that others used before."""
+    rng = np.random.default_rng(10)
+    weights = random_weights(Format.parse(form), 64, width, rng)
+    x = rng.normal(size=(2, width)).astype(np.float32)
+    case = linear_case(Format.parse(form), weights, x, many=many)
+    for name in ("quantized", "panels"):
+        case.buffers[name][:] = 0x55
+    del case.expected["quantized"]
+    case.scratch.append("quantized")
+    check(case, run(linear_functions(target, form), case))
+
+
 READ_ONLY = ("codes", "scales", "zeros", "bias")
 
 
