@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from apps.output import outlive_readers, print_json
 from edge.errors import LutraError, UsageError
+from edge.tool import INTERRUPTED
 from edge.version import VERSION
 
 # Verb -> what it does. Each is a module here with `add_arguments(parser)` and `run(args)`.
@@ -38,7 +39,6 @@ VERBS = {
 WORKING = ("convert", "verify", "eval", "synth")
 
 INTERNAL_ERROR = 70
-INTERRUPTED = 130
 
 _EPILOG = """start here:
   lutra convert SRC OUT.lutra      SRC is a folder, or a hub name such as org/model

@@ -21,8 +21,11 @@ from pathlib import Path
 from apps.bench.peer import PYTHON_VARIABLE
 from edge.errors import LutraError, MissingDependency, OutputExists, UsageError
 from edge.target import Target, this_machine
+from edge.tool import finish
 
 VERSION = "0.3.36"
+
+_PYTHON = Path("bin", "python")
 
 # What its bindings import.
 REQUIREMENTS = ("numpy", "typing_extensions", "diskcache", "jinja2")
@@ -80,7 +83,11 @@ def _withheld(target: Target) -> list[str]:
 
 
 def build(folder: Path, arguments: list[str], compiler: str, version: str) -> Path:
-    """Make the environment and build into it with cmake's arguments; returns its Python."""
+    """Make the environment and build into it with cmake's arguments; returns its Python.
+
+    The folder is there when all of it is. Raises OutputExists, MissingDependency, or LutraError
+    where a step fails.
+    """
     if folder.exists():
         raise OutputExists(f"{folder} exists", "remove it, or choose another folder")
     compilers = {"CC": compiler, "CXX": compiler.replace("clang", "clang++")}
@@ -88,18 +95,20 @@ def build(folder: Path, arguments: list[str], compiler: str, version: str) -> Pa
         if shutil.which(name) is None:
             cure = "install clang 19 and its OpenMP (Debian: clang-19 libomp-19-dev)"
             raise MissingDependency(f"no {name} here", cure)
-    _run(sys.executable, "-m", "venv", str(folder))
-    python = folder / "bin" / "python"
-    pip = (str(python), "-m", "pip", "install", "--disable-pip-version-check")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    _run(sys.executable, "-m", "venv", str(partial))
+    pip = (str(partial / _PYTHON), "-m", "pip", "install", "--disable-pip-version-check")
     _run(*pip, "--quiet", *REQUIREMENTS)
     source = ("--no-deps", "--no-cache-dir", "--no-binary", "llama-cpp-python")
     environment = compilers | {"CMAKE_ARGS": shlex.join(arguments)}
     _run(*pip, *source, f"llama-cpp-python=={version}", **environment)
-    return python
+    partial.replace(folder)  # Python and what it imports are found from where they lie
+    return folder / _PYTHON
 
 
 def main() -> int:
-    """The command line."""
+    """The command line. Raises LutraError."""
     parser = argparse.ArgumentParser(
         prog="build_peer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -109,14 +118,10 @@ def main() -> int:
     parser.add_argument("--compiler", default="clang-19", help="C compiler (clang-19)")
     parser.add_argument("--version", default=VERSION, help=f"of llama-cpp-python ({VERSION})")
     args = parser.parse_args()
-    try:
-        target = this_machine().target() if args.target is None else Target.parse(args.target)
-        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        arguments = cmake_arguments(target, cpuinfo, tune=args.tune)
-        python = build(args.folder, arguments, args.compiler, args.version)
-    except LutraError as error:
-        print(f"build_peer: {error.what}\n  to do: {error.cure}", file=sys.stderr)
-        return error.exit_code
+    target = this_machine().target() if args.target is None else Target.parse(args.target)
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    arguments = cmake_arguments(target, cpuinfo, tune=args.tune)
+    python = build(args.folder, arguments, args.compiler, args.version)
     print(f"built for {target}; use --peer-python {python}, or set {PYTHON_VARIABLE}")
     return 0
 
@@ -129,4 +134,4 @@ def _run(*command: str, **environment: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish("build_peer", main)

@@ -20,10 +20,14 @@ def test_a_module_ends_with_its_code_or_with_an_errors_message(
     def forbidden() -> int:
         raise PermissionError(13, "Permission denied", "/proc/x")
 
+    def stopped() -> int:
+        raise KeyboardInterrupt
+
     for main, code, message in (
         (lambda: 0, 0, ""),
         (lambda: 5, 5, ""),
         (refuse, 2, "tool: no folder\n  to do: name one\n"),
+        (stopped, 130, "tool: interrupted\n"),
         (forbidden, 1, "tool: [Errno 13] Permission denied: '/proc/x'\n"),
     ):
         with pytest.raises(SystemExit) as stop:

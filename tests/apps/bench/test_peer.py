@@ -13,7 +13,7 @@ from apps.bench import build_peer, peer
 from apps.bench.build_peer import cmake_arguments
 from apps.bench.peer import check_build
 from apps.bench.process import Child
-from edge.errors import MissingDependency, OutputExists, UsageError
+from edge.errors import LutraError, MissingDependency, OutputExists, UsageError
 from edge.target import Target
 from tests.apps.bench import fake_side
 from tests.apps.bench.conftest import ALL, QUICK
@@ -66,6 +66,27 @@ def test_build_refuses_before_it_begins(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(MissingDependency, match="no such-clang here"):
         build_peer.build(tmp_path / "new", [], "such-clang", "0")
     assert not (tmp_path / "new").exists()
+
+
+def test_an_environment_is_there_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = True
+
+    def run(*command: str, **_: str) -> None:
+        if "venv" in command:
+            (Path(command[-1]) / "bin").mkdir(parents=True)
+        elif fails:
+            raise LutraError("pip ended with 1")
+
+    monkeypatch.setattr(build_peer, "_run", run)
+    with pytest.raises(LutraError, match="pip ended"):
+        build_peer.build(tmp_path / "new", [], "true", "0")
+    assert not (tmp_path / "new").exists()
+    fails = False
+    python = build_peer.build(tmp_path / "new", [], "true", "0")
+    assert python.parent.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 # The peer itself, where there is one.

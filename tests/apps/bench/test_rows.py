@@ -11,9 +11,10 @@ import pytest
 
 from apps.bench import rows
 from apps.bench.gguf_file import FORMATS
-from apps.bench.rows import ROWS, Row, line, main, table
+from apps.bench.rows import ROWS, Row, Run, line, main, table
 from apps.cli import main as lutra
 from edge.errors import LutraError, UsageError
+from edge.target import Target
 
 ROW = Row("tiny", "w4g64", "Q4_0")
 TARGET = "cpu:x86_64,avx512,vnni,amx"
@@ -38,7 +39,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         seen.append(command[1:])
         if "bench" in command:
             return subprocess.CompletedProcess(command, 0, f"a note\n{json.dumps(VALUES)}\n")
-        if "w9" in command:
+        if "w8g64" in command:
             return subprocess.CompletedProcess(command, 1, "")
         Path(next(word for word in reversed(command) if "/" in word)).mkdir()
         return subprocess.CompletedProcess(command, 0, "")
@@ -53,14 +54,19 @@ def test_a_row_is_made_in_order_and_what_is_there_is_used_again(
     words = [str(tmp_path / "new"), "--rows", "tiny:w4g64:Q4_0", "--target", TARGET]
     main(words)
     verbs = [step[2] if step[1] == "apps.cli" else step[1] for step in made]
-    assert verbs == ["apps.bench.build_peer", "synth", "convert", "bench"]
+    assert verbs == ["apps.bench.build_peer", "synth", "convert", "bench", "bench"]
+    assert [step[-2] for step in made[-2:]] == ["auto", "off"]
     said = capsys.readouterr().out
-    assert "| tiny | w4g64 | Q4_0 | 721 / 269 | 2.68 x | 24 % of amx_bf16 |" in said
+    for setting in ("auto", "off"):
+        assert f"| tiny | w4g64 | Q4_0 | {setting} | 721 / 269 | 2.68 x | 24 % of amx_bf" in said
     assert said.rstrip().endswith("all measured")
     made.clear()
     main(words)
     assert not made
     assert capsys.readouterr().out == said
+    main([*words[:-1], "cpu:x86_64,avx2"])
+    verbs = [step[2] if step[1] == "apps.cli" else step[1] for step in made]
+    assert verbs == ["apps.bench.build_peer", "bench", "bench"]  # what depends on the target
 
 
 def test_the_words_are_those_of_the_verbs(
@@ -74,18 +80,36 @@ def test_the_words_are_those_of_the_verbs(
 
 
 def test_a_step_that_fails_is_named(made: list[list[str]], tmp_path: Path) -> None:
-    with pytest.raises(LutraError, match=r"convert .*w9.* ended with 1"):
-        main([str(tmp_path), "--rows", "tiny:w9:Q4_0", "--target", TARGET])
+    with pytest.raises(LutraError, match=r"convert .*w8g64.* ended with 1"):
+        main([str(tmp_path), "--rows", "tiny:w8g64:Q4_0", "--target", TARGET])
 
 
 def test_rows_are_read_or_refused() -> None:
     assert {Row.parse(text).theirs for text in ROWS.split(",")} <= set(FORMATS)
-    for text in ("tiny", "tiny:w4g64", "a:b:", "a:b:c:d"):
+    for text in ("tiny", "tiny:w4g64", "tiny:w4g64:", "tiny:w4g64:Q4_0:x", ":w4g64:Q4_0"):
         with pytest.raises(UsageError, match="row"):
             Row.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("small:w4g64:Q4_0", "'small'; use one of .*tiny"),
+        ("tiny:w4g64:Q9", "'Q9'; use one of .*Q4_0"),
+        ("tiny:w9:Q4_0", "'w9'"),
+    ],
+)
+def test_what_no_step_would_take_is_refused_before_the_first(
+    text: str, message: str, made: list[list[str]], tmp_path: Path
+) -> None:
+    with pytest.raises(LutraError, match=message):
+        main([str(tmp_path / "new"), "--rows", f"tiny:w4g64:Q4_0,{text}", "--target", TARGET])
+    assert not made
+    assert not (tmp_path / "new").exists()
+
+
 def test_figures_without_ceilings_have_none() -> None:
     values = VALUES | {"prefill_ceiling_shares": {}, "decode_ceiling_share": None}
-    assert line(ROW, values)[5::3] == ("-", "-")
-    assert table([line(ROW, values)]).count("\n") == 2
+    cells = line(ROW, Run(Target.parse(TARGET), "auto"), values)
+    assert cells[6::3] == ("-", "-")
+    assert table([cells]).count("\n") == 2
