@@ -17,6 +17,7 @@ from cpu.kernels import (
     linear,
     lookup,
     rows,
+    tile_attention,
 )
 from cpu.kernels.blocks import block_of
 from cpu.kernels.kernel import float_slot
@@ -209,7 +210,7 @@ class Lowering(Values):
             address = self.take(name, stride * self.max_rows)
             out = Place(address, x.width, stride, spread="split", taken=x.taken)
             arguments = self.row_arguments(x, out) | layout.slots
-            self.call(kernel, {slot: arguments[slot] for slot in kernel.slots})
+            self.call_of(kernel, arguments)
             return out
 
         return self.shared(name, f"tables of {layout.block}", make)
@@ -260,31 +261,37 @@ class Lowering(Values):
 
     def attention(self, op: Attention) -> None:
         query, key, value = (self.read(name) for name in op.inputs())
-        out = self.place(op.out, "split")
         cache = self.graph.caches[op.cache]
-        slots = attention.head_slots(op, cache, query.width)
-        scratch = slots["scratch_stride"] * self.threads
         arguments: dict[str, int | Dynamic] = {
-            **slots,
+            **attention.head_slots(op, cache, query.width),
             "query": query.address,
             "key": key.address,
             "value": value.address,
             "keys": Dynamic(f"keys/{op.cache}"),
             "values": Dynamic(f"values/{op.cache}"),
-            "out": out.address,
             "rows": Dynamic("rows"),
             "position": Dynamic("position"),
             "capacity": Dynamic("capacity"),
             "query_stride": query.stride,
             "key_stride": key.stride,
             "value_stride": value.stride,
-            "out_stride": out.stride,
             "query_private": query.private,
             "key_private": key.private,
             "value_private": value.private,
-            "scratch": self.memory.address(f"scratch/{slots['padded_dim']}", scratch),
         }
-        self.call(attention.attention_kernel(self.cache_format), arguments)
+        kernel = attention.attention_kernel(self.cache_format)
+        if self.matrix_unit:
+            kernel = tile_attention.tile_attention_kernel(self.cache_format)
+            most = self.max_rows * query.width // (cache.head_dim * cache.kv_heads)
+            arguments |= tile_attention.work_slots(cache, most, self.threads)
+            self.call_of(attention.append_kernel(self.cache_format), arguments)
+            self.barrier()  # threads may share a head
+        size = arguments["scratch_stride"]
+        assert isinstance(size, int)
+        out = self.place(op.out, "split")
+        arguments |= {"out": out.address, "out_stride": out.stride}
+        arguments["scratch"] = self.memory.address(f"scratch/{size}", size * self.threads)
+        self.call_of(kernel, arguments)
 
     def elementwise(self, op: Gate | Add | Softcap) -> None:
         kernel, number = elementwise.kernel_of(op)

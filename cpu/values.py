@@ -103,6 +103,10 @@ class Values:
         assert len(arguments) == len(kernel.slots), set(arguments) ^ set(kernel.slots)
         self.lowered.calls.append(call)
 
+    def call_of(self, kernel: Kernel, arguments: Mapping[str, int | Dynamic]) -> None:
+        """Call a kernel with those of the arguments that it takes."""
+        self.call(kernel, {slot: arguments[slot] for slot in kernel.slots})
+
     def barrier(self) -> None:
         """Make all that was written whole."""
         if self.lowered.calls and not self.lowered.calls[-1].barrier:

@@ -133,16 +133,17 @@ RAISED = 16
 class Tiles:
     """A matrix unit with eight tiles of 16 rows of 64 bytes, numbered 0 to 7.
 
-    `dot(c, a, b)` adds to c, 16 by 16 float32, the product of a, 16 rows of 32 bfloat16, and b, 16
-    rows of 16 pairs of bfloat16. `raised_codes(code, planes)` makes of planes of 16 outputs by 8
-    inputs (16 bytes each) a vector of 16 float32 for each input, one by one: RAISED more than the
-    codes, since such floats are made of bits alone. `paired(code, first, second)` makes of two
-    vectors of 16 float32 one of pairs of bfloat16: the nearest, of two as near the one further from
-    zero.
+    `clear` makes a tile zeros. `dot(c, a, b)` adds to c, 16 by 16 float32, the product of a, 16
+    rows of 32 bfloat16, and b, 16 rows of 16 pairs of bfloat16. `raised_codes(code, planes)` makes
+    of planes of 16 outputs by 8 inputs (16 bytes each) a vector of 16 float32 for each input, one
+    by one: RAISED more than the codes, since such floats are made of bits alone.
+    `paired(code, first, second)` makes of two vectors of 16 float32 one of pairs of bfloat16: the
+    nearest, of two as near the one further from zero.
     """
 
     configure: Callable[[Code], None]
     release: Callable[[Code], None]
+    clear: Callable[[Code, int], None]
     load: Callable[[Code, int, Value, Value], None]
     dot: Callable[[Code, int, int, int], None]
     store: Callable[[Code, int, Value, Value], None]

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from cpu.codegen.isa import CodeLayout
-from cpu.codegen.language import Value
+from cpu.codegen.language import I8, Value
 
 
 class Exchange(Protocol):
@@ -42,7 +42,7 @@ def expand_transposed(exchange: Exchange, planes: Sequence[Sequence[Value]]) -> 
     # of 3 planes, one stands in for the fourth; a single one is there twice
     padded = [planes[min(i, len(planes) - 1)] for i in range(padded_bits(len(planes)))]
     group = [plane[member] for member in range(len(planes[0])) for plane in padded]
-    for quad in _interleaved(_transposed(exchange, group)):
+    for quad in _interleaved(_transposed(exchange, group), 1):
         for half in (quad, quad >> 4):
             yield from (half & mask for mask in _MASKS[len(planes)])
 
@@ -83,6 +83,21 @@ def unpack_lanes(vector_bytes: int, size: int, half: int) -> list[int]:
     return lanes
 
 
+def transposed_words(v: Sequence[Value]) -> list[Value]:
+    """16 vectors of 16 words: word k of vector i becomes word i of vector k."""
+    whole = I8.of(64)
+    fours = [_interleaved([row.cast(whole) for row in v[i : i + 4]], 4) for i in range(0, 16, 4)]
+    even, odd = ([lane for block in starts for lane in range(block, block + 16)]
+                 for starts in ((0, 32, 64, 96), (16, 48, 80, 112)))  # fmt: skip
+    columns: dict[int, Value] = {}
+    for place, (a, b, c, d) in enumerate(zip(*fours, strict=True)):  # 16 bytes are of 4 rows
+        for first, outer in enumerate((even, odd)):
+            left, right = a.shuffle(outer, b), c.shuffle(outer, d)
+            for second, inner in enumerate((even, odd)):
+                columns[4 * (first + 2 * second) + place] = left.shuffle(inner, right)
+    return [columns[k].cast(v[0].type) for k in range(16)]
+
+
 def _transposed(exchange: Exchange, v: list[Value]) -> list[Value]:
     """4 by 4 bits in every nibble: bit r of result k is bit k of vector r."""
     (v[0], v[2]), (v[1], v[3]) = (exchange(v[i], v[i + 2], 2, 0x33) for i in range(2))
@@ -90,12 +105,14 @@ def _transposed(exchange: Exchange, v: list[Value]) -> list[Value]:
     return v
 
 
-def _interleaved(v: list[Value]) -> list[Value]:
-    """4 by 4 bytes in every 16: quad q has rows 4 q .. 4 q + 3, each with its byte of the four."""
+def _interleaved(v: list[Value], unit: int) -> list[Value]:
+    """Units of bytes, in every 16: quad q has those in the q-th quarter, the four side by side."""
     size = v[0].type.lanes
     pairs = [
-        [v[i].shuffle(unpack_lanes(size, 1, half), v[i + 1]) for half in range(2)] for i in (0, 2)
+        [v[i].shuffle(unpack_lanes(size, unit, half), v[i + 1]) for half in range(2)]
+        for i in (0, 2)
     ]
     return [
-        pairs[0][q // 2].shuffle(unpack_lanes(size, 2, q % 2), pairs[1][q // 2]) for q in range(4)
+        pairs[0][q // 2].shuffle(unpack_lanes(size, 2 * unit, q % 2), pairs[1][q // 2])
+        for q in range(4)
     ]

@@ -187,6 +187,10 @@ def _release_tiles(code: Code) -> None:
     code.intrinsic("llvm.x86.tilerelease", None)
 
 
+def _clear_tile(code: Code, tile: int) -> None:
+    code.intrinsic("llvm.x86.tilezero", None, tile)
+
+
 def _load_tile(code: Code, tile: int, pointer: Value, stride: Value) -> None:
     code.intrinsic("llvm.x86.tileloadd64", None, tile, pointer, stride)
 
@@ -202,6 +206,7 @@ def _store_tile(code: Code, tile: int, pointer: Value, stride: Value) -> None:
 _TILES = Tiles(
     configure=_configure_tiles,
     release=_release_tiles,
+    clear=_clear_tile,
     load=_load_tile,
     dot=_dot_tiles,
     store=_store_tile,

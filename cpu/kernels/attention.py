@@ -79,7 +79,7 @@ def head_slots(op: Attention, cache: Cache, query_width: int) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class _Cached:
+class Cached:
     """How a row of the cache is stored: elements and, where `scaled`, two scales behind them."""
 
     element: Type
@@ -98,7 +98,7 @@ def attention_kernel(cache_format: CacheFormat) -> Kernel:
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         first, last = thread.share(a.integer("kv_heads"))
         with code.loop(first, last) as kv_head:
-            _Head(code, a, thread, kv_head, _cached(cache_format)).run()
+            _Head(code, a, thread, kv_head, cached_as(cache_format)).run()
 
     return Kernel(f"attention_{cache_format}", SLOTS, body)
 
@@ -109,16 +109,16 @@ def append_kernel(cache_format: CacheFormat) -> Kernel:
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         first, last = thread.share(a.integer("kv_heads"))
         with code.loop(first, last) as kv_head:
-            _Cache(code, a, thread, kv_head, _cached(cache_format)).append()
+            HeadCache(code, a, thread, kv_head, cached_as(cache_format)).append()
 
     return Kernel(f"append_{cache_format}", APPEND_SLOTS, body)
 
 
-def _cached(cache_format: CacheFormat) -> _Cached:
-    return _Cached(_ELEMENTS[cache_format], scaled=cache_format == "int8")
+def cached_as(cache_format: CacheFormat) -> Cached:
+    return Cached(_ELEMENTS[cache_format], scaled=cache_format == "int8")
 
 
-class _Cache:
+class HeadCache:
     """Writes the code for the cache of one key/value head.
 
     `parts` are the columns that share a scale, first and one past last.
@@ -127,7 +127,7 @@ class _Cache:
     INPUTS: tuple[str, ...] = ("key", "value")
 
     def __init__(
-        self, code: Code, a: Arguments, thread: Thread, kv_head: Value, cached: _Cached
+        self, code: Code, a: Arguments, thread: Thread, kv_head: Value, cached: Cached
     ) -> None:
         self.code, self.a, self.kv_head, self.cached = code, a, kv_head, cached
         self.head_dim = a.integer("head_dim")
@@ -199,13 +199,13 @@ class _Cache:
         return (lanes, first, vectors), (1, vectors, last)
 
 
-class _Head(_Cache):
+class _Head(HeadCache):
     """Writes the code for one key/value head and the query heads that share it."""
 
     INPUTS = ("query", "key", "value")
 
     def __init__(
-        self, code: Code, a: Arguments, thread: Thread, kv_head: Value, cached: _Cached
+        self, code: Code, a: Arguments, thread: Thread, kv_head: Value, cached: Cached
     ) -> None:
         # first: on AVX2, addresses loaded in another order cost the inner loop 10 instructions
         self.scratch = code.offset(a.pointer("scratch"), thread.index * a.integer("scratch_stride"))

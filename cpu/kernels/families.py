@@ -21,6 +21,7 @@ from cpu.kernels import (
     linear,
     lookup,
     rows,
+    tile_attention,
 )
 from cpu.kernels.kernel import Kernel
 from edge.digest import sha256
@@ -76,7 +77,10 @@ def _common(*, matrix_unit: bool) -> list[Kernel]:
         *(activations.norm_quantize_kernel(block) for block in GROUPS),
         argmax.argmax_kernel(),
     ]
-    return [*kernels, gemm.bfloat16_kernel()] if matrix_unit else kernels
+    if matrix_unit:
+        kernels += [tile_attention.tile_attention_kernel(form) for form in get_args(CacheFormat)]
+        kernels.append(gemm.bfloat16_kernel())
+    return kernels
 
 
 def _of_format(form: Format, *, matrix_unit: bool) -> list[Kernel]:

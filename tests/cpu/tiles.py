@@ -24,6 +24,10 @@ def with_tiles(isa: Isa) -> Isa:
     def place(code: Code, tile: int) -> Value:
         return code.offset(registers[code], tile * _TILE_BYTES)
 
+    def clear(code: Code, tile: int) -> None:
+        with code.loop(0, _TILE_BYTES, _LINE) as line:
+            code.store(code.constant(I32.of(_SIDE), 0), place(code, tile), line)
+
     def load(code: Code, tile: int, pointer: Value, stride: Value) -> None:
         with code.loop(0, _SIDE) as row:
             line = code.load(I32.of(_SIDE), pointer, row * stride)
@@ -44,7 +48,7 @@ def with_tiles(isa: Isa) -> Isa:
                     total.set(x.fma(w, total.get()))
             code.store(total.get(), place(code, c), row * _LINE)
 
-    tiles = Tiles(configure, lambda code: None, load, dot, store, _raised_codes, _paired)
+    tiles = Tiles(configure, lambda code: None, clear, load, dot, store, _raised_codes, _paired)
     return replace(isa, name=f"{isa.name}+tiles", tiles=tiles)
 
 

@@ -1,0 +1,415 @@
+"""Attention of many rows on a matrix unit: scores and sums of values are products of tiles.
+
+A product of float32 is three of bfloat16: both sides are split into a high term and a low one of
+what it leaves, and the product of both low terms is left out. What float16 or int8 caches hold two
+terms hold exactly. A product is off by 2^-16 of it at most, where high terms alone are by 2^-8.
+
+Threads take key/value heads, or parts of one where heads are no multiple of threads: then each of
+those who share it takes every so-manieth block of queries, since later ones see more. A span of
+positions at a time is packed into tiles, once for all queries of the head. Tiles that no query of
+a block sees are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+from cpu.codegen.isa import Tiles
+from cpu.codegen.language import F32, I32, I64, Code, Value
+from cpu.codegen.masked import load_first, store_first
+from cpu.codegen.math import exp2, tanh
+from cpu.codegen.transpose import transposed_words
+from cpu.kernels.attention import Cached, HeadCache, cached_as
+from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
+from edge.graph import Cache
+from edge.kvcache import CacheFormat
+
+SLOTS = (
+    *("query", "keys", "values", "out", "rows", "position"),
+    *("heads", "kv_heads", "head_dim", "capacity", "window"),
+    *("query_stride", "out_stride", "scale", "softcap", "parts", "scratch", "scratch_stride"),
+)
+
+# Positions that are packed together: 256 KB at a head of 128.
+SPAN = 256
+
+# Of the matrix unit: rows and columns of a tile, what is summed up in a product, bytes.
+_SIDE, _DEPTH, _TILE_BYTES = 16, 32, 1024
+
+# Queries, and keys or values' columns, that are worked on together: four tiles of sums.
+_BLOCK, _BLOCK_BYTES = 2 * _SIDE, 4 * _TILE_BYTES
+
+# A score that is not seen, and the largest of none: less, so that 2^(the one - the other) is 0.
+_UNSEEN, _NONE = -2e30, -1e30
+
+# Bytes for what is known of a query between spans: weights' sums lane by lane, the largest score.
+_STATE_BYTES, _PEAK = 128, 64
+
+
+def work_slots(cache: Cache, queries: int, threads: int) -> dict[str, int]:
+    """The slots that say how threads work: of `queries` of a head, which are rows by its members.
+
+    `parts` of a head are so many that all threads get as many.
+    """
+    return {
+        "parts": threads // math.gcd(cache.kv_heads, threads),
+        "scratch_stride": scratch_bytes(cache.head_dim, queries),
+    }
+
+
+def scratch_bytes(head_dim: int, queries: int) -> int:
+    """Memory that a thread works in, for so many queries of a head."""
+    blocks, width = -(-queries // _BLOCK), -(-head_dim // _DEPTH) * _DEPTH
+    packed = 4 * width * (2 * SPAN + _BLOCK) + 8 * _BLOCK * SPAN
+    return packed + blocks * _BLOCK * (4 * width + _STATE_BYTES)
+
+
+def tile_attention_kernel(cache_format: CacheFormat) -> Kernel:
+    """As `attention.attention_kernel`, of keys and values that are all in the cache already.
+
+    `scratch` has `scratch_bytes` for every thread. See `work_slots`.
+    """
+
+    def body(code: Code, a: Arguments, thread: Thread) -> None:
+        tiles, parts = code.isa.tiles, a.integer("parts")
+        assert tiles is not None
+        tiles.configure(code)
+        first, last = thread.share(a.integer("kv_heads") * parts)
+        with code.loop(first // parts, (last + (parts - 1)) // parts) as kv_head:
+            own = first - kv_head * parts, minimum(last - kv_head * parts, parts)
+            own = (own[0] < 0).select(code.constant(I64, 0), own[0]), own[1]
+            _Head(code, a, thread, kv_head, cached_as(cache_format), own).run()
+        tiles.release(code)
+
+    return Kernel(f"tile_attention_{cache_format}", SLOTS, body)
+
+
+class _Operand:
+    """One side of products: tiles of both terms, [term][16 rows or columns][depth / 32][tile]."""
+
+    def __init__(self, memory: Value, size: Value, depth: Value) -> None:
+        self.memory, self.code = memory, memory.code
+        self.group_bytes, self.term_bytes = depth * (2 * _SIDE), size * depth * 2
+
+    def tile(self, group: Value | int, depth: Value) -> Value:
+        """The high terms of a tile; its low ones are `term_bytes` on."""
+        return self.code.offset(self.memory, self.group_bytes * group + depth * (2 * _SIDE))
+
+    def put(self, first: Value, second: Value, place: Value) -> None:
+        """Two float32 vectors as a row of pairs."""
+        high = [(value.cast(I32.of(_SIDE)) + 0x8000 & -0x10000).cast(F32.of(_SIDE))
+                for value in (first, second)]  # fmt: skip
+        self.code.store(paired(first, second), self.memory, place)
+        rest = paired(first - high[0], second - high[1])
+        self.code.store(rest, self.memory, place + self.term_bytes)
+
+
+class _Head(HeadCache):
+    """Writes the code for the blocks of queries of a key/value head that are this thread's own."""
+
+    INPUTS = ()
+
+    def __init__(
+        self,
+        code: Code,
+        a: Arguments,
+        thread: Thread,
+        kv_head: Value,
+        cached: Cached,
+        parts: tuple[Value, Value],
+    ) -> None:
+        super().__init__(code, a, thread, kv_head, cached)
+        self.parts_taken = parts
+        self.group = a.integer("heads") // a.integer("kv_heads")
+        self.queries = a.integer("rows") * self.group
+        self.end = a.integer("position") + a.integer("rows")
+        width = self.width = (self.head_dim + (_DEPTH - 1)) // _DEPTH * _DEPTH
+        self.scratch = code.offset(a.pointer("scratch"), thread.index * a.integer("scratch_stride"))
+        span, block = code.constant(I64, SPAN), code.constant(I64, _BLOCK)
+        self.packed_keys = self.operand(span, width)
+        self.packed_values = self.operand(width, span)
+        self.packed_queries = self.operand(block, width)
+        self.weights = self.operand(block, span)
+        self.scores = self.take(4 * _BLOCK * SPAN)
+        self.blocks = (self.queries + (_BLOCK - 1)) // _BLOCK
+        self.state = self.take(self.blocks * (_BLOCK * _STATE_BYTES))
+        self.sums = self.scratch
+
+    def operand(self, size: Value, depth: Value) -> _Operand:
+        return _Operand(self.take(size * depth * 4), size, depth)
+
+    def take(self, byte_count: int | Value) -> Value:
+        """The next part of the scratch memory."""
+        taken = self.scratch
+        self.scratch = self.code.offset(taken, byte_count)
+        return taken
+
+    def run(self) -> None:
+        """Span by span of positions, from the first that any query sees."""
+        code = self.code
+        with self.own_blocks() as block:
+            block.begin()
+        start = self.first_seen(code.constant(I64, 0)) // _DEPTH * _DEPTH
+        with code.loop(start, self.end, SPAN) as first:
+            stop = minimum(first + SPAN, self.end)
+            self.pack_keys(first, stop)
+            self.pack_values(first, stop)
+            with self.own_blocks() as block:
+                block.attend(first, stop, fresh=first.equals(start))
+        with self.own_blocks() as block:
+            block.finish()
+
+    @contextlib.contextmanager
+    def own_blocks(self) -> Iterator[_Block]:
+        """Loop over the blocks of queries, of each `parts` those that are taken here."""
+        code, parts = self.code, self.a.integer("parts")
+        first, last = self.parts_taken
+        with (
+            code.loop(0, self.blocks, parts) as base,
+            code.loop(base + first, minimum(base + last, self.blocks)) as block,
+        ):
+            yield _Block(self, block)
+
+    def first_seen(self, row: Value) -> Value:
+        """The first position that a row of queries sees."""
+        window, end = self.a.integer("window"), self.a.integer("position") + row + 1
+        return (window.equals(0) | (end < window)).select(self.code.constant(I64, 0), end - window)
+
+    # Keys and values of a span.
+
+    def pack_keys(self, first: Value, stop: Value) -> None:
+        """Pairs along the head, each key in a column; rows first, which are then transposed."""
+        code, operand, line = self.code, self.packed_keys, 4 * _SIDE
+        with code.loop(0, stop - first, _SIDE) as key, \
+                code.loop(0, self.width, _DEPTH) as column:  # fmt: skip
+            place = key // _SIDE * operand.group_bytes + column * (2 * _SIDE)
+            with code.loop(0, _SIDE) as row:
+                position = minimum(first + key + row, stop - 1)
+                pair = [self.values_at(self.keys, position, column + i) for i in (0, _SIDE)]
+                operand.put(pair[0], pair[1], place + row * line)
+            for term in (place, place + operand.term_bytes):
+                rows = [code.load(I32.of(_SIDE), operand.memory, term + i * line)
+                        for i in range(_SIDE)]  # fmt: skip
+                for i, made in enumerate(transposed_words(rows)):
+                    code.store(made, operand.memory, term + i * line)
+
+    def pack_values(self, first: Value, stop: Value) -> None:
+        """Pairs along positions, which are 16 apart as in `_Block.soften`."""
+        code, operand = self.code, self.packed_values
+        with code.loop(0, self.width, _SIDE) as column, \
+                code.loop(0, stop - first, _DEPTH) as key:  # fmt: skip
+            place = column // _SIDE * operand.group_bytes + key * (2 * _SIDE)
+            with code.loop(0, _SIDE) as row:
+                positions = [minimum(first + key + row + i, stop - 1) for i in (0, _SIDE)]
+                pair = [self.values_at(self.values, position, column) for position in positions]
+                operand.put(pair[0], pair[1], place + row * (4 * _SIDE))
+
+    def values_at(self, memory: Value, position: Value, column: Value) -> Value:
+        """16 values of a row of the cache, from a column on; zeros behind the last."""
+        code, element = self.code, self.cached.element
+        row = code.offset(memory, position * self.row_bytes)
+        kind, count = element.of(_SIDE), self.head_dim - column
+        held = load_first(row, kind, column * element.byte_count, count).to(F32)
+        if not self.cached.scaled:
+            return held
+        order = code.constant(I32.of(_SIDE), list(range(_SIDE)))
+        left = order < (self.head_dim // 2 - column).to(I32).broadcast(_SIDE)
+        first, second = (scale.broadcast(_SIDE) for scale in self.scales(row) if scale is not None)
+        return held * left.select(first, second)
+
+
+class _Block:
+    """Writes the code for 32 queries of a head: row * group + member, the last one repeated."""
+
+    def __init__(self, head: _Head, block: Value) -> None:
+        self.head, self.code, self.a = head, head.code, head.a
+        self.first = block * _BLOCK
+        self.count = minimum(head.queries - self.first, head.code.constant(I64, _BLOCK))
+        self.sums = head.code.offset(head.sums, self.first * head.width * 4)
+        self.state = head.code.offset(head.state, self.first * _STATE_BYTES)
+
+    def begin(self) -> None:
+        """No sums, no weights."""
+        code = self.code
+        zeros = code.constant(F32.of(_SIDE), 0.0)
+        with code.loop(0, self.head.width * (4 * _BLOCK), 4 * _SIDE) as place:
+            code.store(zeros, self.sums, place)
+        with code.loop(0, _BLOCK * _STATE_BYTES, _STATE_BYTES) as place:
+            code.store(zeros, self.state, place)
+            code.store(code.constant(F32, _NONE), self.state, place + _PEAK)
+
+    def row_and_member(self, index: Value) -> tuple[Value, Value]:
+        query = minimum(self.first + index, self.head.queries - 1)
+        return query // self.head.group, query % self.head.group
+
+    def attend(self, first: Value, stop: Value, fresh: Value) -> None:
+        """Take what these queries see of a span, in whole tiles."""
+        code, head = self.code, self.head
+        rows = [self.row_and_member(code.constant(I64, i))[0] for i in (0, _BLOCK - 1)]
+        begin = head.first_seen(rows[0]) - first
+        begin = (begin < 0).select(code.constant(I64, 0), begin) // _DEPTH * _DEPTH
+        end = minimum(self.a.integer("position") + rows[1] + 1, stop) - first
+        end = (end + (_DEPTH - 1)).signed_shift(5) * _DEPTH
+        with code.when(begin < end):
+            self.pack()
+            self.make_scores(begin, end)
+            with code.loop(0, _BLOCK) as index:
+                self.soften(index, first, begin, end, fresh)
+            self.add_values(begin, end)
+
+    def pack(self) -> None:
+        """Queries times the scale, so that scores are exponents of 2."""
+        code, head, operand = self.code, self.head, self.head.packed_queries
+        scale = (self.a.number("scale") * math.log2(math.e)).broadcast(_SIDE)
+        with code.loop(0, _BLOCK) as index:
+            source, line = self.place(index, "query"), index % _SIDE * (4 * _SIDE)
+            with code.loop(0, head.width, _DEPTH) as column:
+                pair = [
+                    load_first(source, F32.of(_SIDE), i * 4, head.head_dim - i) * scale
+                    for i in (column, column + _SIDE)
+                ]
+                place = index // _SIDE * operand.group_bytes + column * (2 * _SIDE)
+                operand.put(pair[0], pair[1], place + line)
+
+    def place(self, index: Value, name: str) -> Value:
+        """Where a query is, or what comes of it."""
+        row, member = self.row_and_member(index)
+        column = (self.head.kv_head * self.head.group + member) * self.head.head_dim
+        stride = self.a.integer(f"{name}_stride")
+        return self.code.offset(self.a.pointer(name), row * stride + column * 4)
+
+    def make_scores(self, begin: Value, end: Value) -> None:
+        """Blocks of 32 queries by 32 keys."""
+        code, head = self.code, self.head
+        tiles = code.isa.tiles
+        assert tiles is not None
+        with code.loop(begin, end, _BLOCK) as key:
+            for index in range(4):
+                tiles.clear(code, index)
+            zero = code.constant(I64, 0)
+            sides = head.packed_queries, (0, zero), head.packed_keys, (key // _SIDE, zero)
+            _multiply(code, tiles, *sides, head.width)
+            _store_sums(code, tiles, code.offset(head.scores, key * (4 * _BLOCK)))
+
+    def soften(self, index: Value, first: Value, begin: Value, end: Value, fresh: Value) -> None:
+        """Scores of a query to weights, and its sums so far to the new largest score."""
+        code, head, kind = self.code, self.head, F32.of(_SIDE)
+        row, _ = self.row_and_member(index)
+        scores = code.offset(head.scores, index // _SIDE * (2 * _TILE_BYTES) + index % _SIDE * 64)
+        state = code.offset(self.state, index * _STATE_BYTES)
+        before = code.load(F32, state, _PEAK)
+        largest = code.variable(before.broadcast(_SIDE))
+        order = code.constant(I32.of(_SIDE), list(range(_SIDE)))
+        seen = head.first_seen(row) - first, self.a.integer("position") + row + 1 - first
+        low, high = (limit.to(I32).broadcast(_SIDE) for limit in seen)
+        with code.loop(begin, end, _DEPTH) as key:
+            for half in range(2):
+                place = key * (4 * _BLOCK) + half * _TILE_BYTES
+                score = self.capped(code.load(kind, scores, place))
+                number = order + (key + half * _SIDE).to(I32).broadcast(_SIDE)
+                score = ((number >= low) & (number < high)).select(score, _UNSEEN)
+                code.store(score, scores, place)
+                largest.set(largest.get().maximum(score))
+        peak = largest.get().largest()
+        shrink = exp2(before - peak)
+        total = code.variable(code.load(kind, state) * shrink.broadcast(_SIDE))
+        line = index // _SIDE * head.weights.group_bytes + index % _SIDE * 64
+        with code.loop(begin, end, _DEPTH) as key:
+            pair = []
+            for half in range(2):
+                score = code.load(kind, scores, key * (4 * _BLOCK) + half * _TILE_BYTES)
+                pair.append(exp2(score - peak.broadcast(_SIDE)))
+                total.set(total.get() + pair[half])
+            head.weights.put(pair[0], pair[1], line + key * (2 * _SIDE))
+        code.store(total.get(), state)
+        code.store(peak, state, _PEAK)
+        with code.when(fresh.equals(0)), self.sum_places(index) as (place, _):
+            held = code.load(kind, self.sums, place)
+            code.store(held * shrink.broadcast(_SIDE), self.sums, place)
+
+    def capped(self, score: Value) -> Value:
+        """The soft cap where there is one; of exponents of 2, as scores are."""
+        code, cap = self.code, self.a.number("softcap") * math.log2(math.e)
+        made = code.variable(score)
+        with code.when(cap > 0.0):
+            limit = cap.broadcast(_SIDE)
+            made.set(tanh(made.get() / limit) * limit)
+        return made.get()
+
+    @contextlib.contextmanager
+    def sum_places(self, index: Value) -> Iterator[tuple[Value, Value]]:
+        """Loop over a query's sums: where each 16 are, and which columns."""
+        line = index // _SIDE * (2 * _TILE_BYTES) + index % _SIDE * (4 * _SIDE)
+        with self.code.loop(0, self.head.width, _SIDE) as column:
+            block, half = column // _BLOCK, column // _SIDE % 2
+            yield block * _BLOCK_BYTES + half * _TILE_BYTES + line, column
+
+    def add_values(self, begin: Value, end: Value) -> None:
+        """Weights times values, 32 columns of these at a time."""
+        code, head = self.code, self.head
+        tiles = code.isa.tiles
+        assert tiles is not None
+        with code.loop(0, head.width, _BLOCK) as column:
+            sums = code.offset(self.sums, column * (4 * _BLOCK))
+            for index in range(4):
+                tile = code.offset(sums, index * _TILE_BYTES)
+                tiles.load(code, index, tile, code.constant(I64, 4 * _SIDE))
+            sides = head.weights, (0, begin), head.packed_values, (column // _SIDE, begin)
+            _multiply(code, tiles, *sides, end - begin)
+            _store_sums(code, tiles, sums)
+
+    def finish(self) -> None:
+        """Sums over the weights', into the output."""
+        code, head = self.code, self.head
+        with code.loop(0, self.count) as index:
+            total = code.load(F32.of(_SIDE), self.state, index * _STATE_BYTES).total()
+            factor, out = (
+                (code.constant(F32, 1.0) / total).broadcast(_SIDE),
+                self.place(index, "out"),
+            )
+            with self.sum_places(index) as (place, column):
+                made = code.load(F32.of(_SIDE), self.sums, place) * factor
+                store_first(out, made, column * 4, head.head_dim - column)
+
+
+def _multiply(
+    code: Code,
+    tiles: Tiles,
+    a: _Operand,
+    a_place: tuple[int, Value],
+    b: _Operand,
+    b_place: tuple[Value, Value],
+    depth: Value,
+) -> None:
+    """Add to four tiles of sums the products of 32 rows of a and 32 columns of b."""
+    line = code.constant(I64, 4 * _SIDE)
+    rows, columns = ([side.tile(place[0] + i, place[1]) for i in range(2)]
+                     for side, place in ((a, a_place), (b, b_place)))  # fmt: skip
+
+    def load(first: int, pointers: list[Value], step: Value) -> None:
+        for i, pointer in enumerate(pointers):
+            tiles.load(code, first + i, code.offset(pointer, step), line)
+
+    with code.loop(0, depth * (2 * _SIDE), _TILE_BYTES) as step:
+        load(4, rows, step)
+        load(6, columns, step + b.term_bytes)
+        _dot(code, tiles)
+        load(6, columns, step)
+        _dot(code, tiles)
+        load(4, rows, step + a.term_bytes)
+        _dot(code, tiles)
+
+
+def _dot(code: Code, tiles: Tiles) -> None:
+    for i in range(2):
+        for j in range(2):
+            tiles.dot(code, 2 * i + j, 4 + i, 6 + j)
+
+
+def _store_sums(code: Code, tiles: Tiles, memory: Value) -> None:
+    """Four tiles of sums, on end."""
+    for index in range(4):
+        tile = code.offset(memory, index * _TILE_BYTES)
+        tiles.store(code, index, tile, code.constant(I64, 4 * _SIDE))
