@@ -283,7 +283,7 @@ class Lowering(Values):
         if self.matrix_unit:
             kernel = tile_attention.tile_attention_kernel(self.cache_format)
             most = self.max_rows * query.width // (cache.head_dim * cache.kv_heads)
-            arguments |= tile_attention.work_slots(cache, most, self.threads)
+            arguments |= tile_attention.work_slots(cache, self.cache_format, most, self.threads)
             self.call_of(attention.append_kernel(self.cache_format), arguments)
             self.barrier()  # threads may share a head
         size = arguments["scratch_stride"]

@@ -1,8 +1,10 @@
 """Attention of many rows on a matrix unit: scores and sums of values are products of tiles.
 
-A product of float32 is three of bfloat16: both sides are split into a high term and a low one of
-what it leaves, and the product of both low terms is left out. What float16 or int8 caches hold two
-terms hold exactly. A product is off by 2^-16 of it at most, where high terms alone are by 2^-8.
+A product of float32 is some of bfloat16: both sides are split into terms, each what the ones before
+leave, and products of which the terms' numbers add up to less than how many there are, counted from
+0, are summed up. What float16 or int8 caches hold two terms hold exactly; by three products a
+product of float32 is off by 2^-16 of it at most, where a single one is by 2^-7. With a cache of
+float32, which is for whoever wants it exact, it is six, and 2^-23.
 
 Threads take key/value heads, or parts of one where heads are no multiple of threads: then each of
 those who share it takes every so-manieth block of queries, since later ones see more. A span of
@@ -13,6 +15,7 @@ a block sees are left out.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -21,7 +24,7 @@ from cpu.codegen.language import F32, I32, I64, Code, Value
 from cpu.codegen.masked import load_first, store_first
 from cpu.codegen.math import exp2, tanh
 from cpu.codegen.transpose import transposed_words
-from cpu.kernels.attention import Cached, HeadCache, cached_as
+from cpu.kernels.attention import HeadCache, cached_as
 from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
 from edge.graph import Cache
 from edge.kvcache import CacheFormat
@@ -35,6 +38,9 @@ SLOTS = (
 # Positions that are packed together: 256 KB at a head of 128.
 SPAN = 256
 
+# Into how many terms of bfloat16 values are split.
+TERMS: dict[CacheFormat, int] = {"f32": 3, "f16": 2, "int8": 2}
+
 # Of the matrix unit: rows and columns of a tile, what is summed up in a product, bytes.
 _SIDE, _DEPTH, _TILE_BYTES = 16, 32, 1024
 
@@ -47,23 +53,27 @@ _UNSEEN, _NONE = -2e30, -1e30
 # Bytes for what is known of a query between spans: weights' sums lane by lane, the largest score.
 _STATE_BYTES, _PEAK = 128, 64
 
+_SCORES_BYTES = 4 * _BLOCK * SPAN
 
-def work_slots(cache: Cache, queries: int, threads: int) -> dict[str, int]:
+
+def work_slots(
+    cache: Cache, cache_format: CacheFormat, queries: int, threads: int
+) -> dict[str, int]:
     """The slots that say how threads work: of `queries` of a head, which are rows by its members.
 
     `parts` of a head are so many that all threads get as many.
     """
     return {
         "parts": threads // math.gcd(cache.kv_heads, threads),
-        "scratch_stride": scratch_bytes(cache.head_dim, queries),
+        "scratch_stride": scratch_bytes(cache.head_dim, TERMS[cache_format], queries),
     }
 
 
-def scratch_bytes(head_dim: int, queries: int) -> int:
+def scratch_bytes(head_dim: int, terms: int, queries: int) -> int:
     """Memory that a thread works in, for so many queries of a head."""
     blocks, width = -(-queries // _BLOCK), -(-head_dim // _DEPTH) * _DEPTH
-    packed = 4 * width * (2 * SPAN + _BLOCK) + 8 * _BLOCK * SPAN
-    return packed + blocks * _BLOCK * (4 * width + _STATE_BYTES)
+    packed = 2 * terms * (width * (2 * SPAN + _BLOCK) + _BLOCK * SPAN)
+    return packed + _SCORES_BYTES + blocks * _BLOCK * (4 * width + _STATE_BYTES)
 
 
 def tile_attention_kernel(cache_format: CacheFormat) -> Kernel:
@@ -80,30 +90,36 @@ def tile_attention_kernel(cache_format: CacheFormat) -> Kernel:
         with code.loop(first // parts, (last + (parts - 1)) // parts) as kv_head:
             own = first - kv_head * parts, minimum(last - kv_head * parts, parts)
             own = (own[0] < 0).select(code.constant(I64, 0), own[0]), own[1]
-            _Head(code, a, thread, kv_head, cached_as(cache_format), own).run()
+            _Head(code, a, thread, kv_head, cache_format, own).run()
         tiles.release(code)
 
     return Kernel(f"tile_attention_{cache_format}", SLOTS, body)
 
 
 class _Operand:
-    """One side of products: tiles of both terms, [term][16 rows or columns][depth / 32][tile]."""
+    """One side of products: tiles, [terms, size / 16, depth / 32], of 16 rows or columns."""
 
-    def __init__(self, memory: Value, size: Value, depth: Value) -> None:
-        self.memory, self.code = memory, memory.code
+    def __init__(self, memory: Value, terms: int, size: Value, depth: Value) -> None:
+        self.memory, self.code, self.terms = memory, memory.code, terms
         self.group_bytes, self.term_bytes = depth * (2 * _SIDE), size * depth * 2
 
     def tile(self, group: Value | int, depth: Value) -> Value:
-        """The high terms of a tile; its low ones are `term_bytes` on."""
+        """The first term of a tile; the others are `term_bytes` on."""
         return self.code.offset(self.memory, self.group_bytes * group + depth * (2 * _SIDE))
 
     def put(self, first: Value, second: Value, place: Value) -> None:
         """Two float32 vectors as a row of pairs."""
-        high = [(value.cast(I32.of(_SIDE)) + 0x8000 & -0x10000).cast(F32.of(_SIDE))
-                for value in (first, second)]  # fmt: skip
-        self.code.store(paired(first, second), self.memory, place)
-        rest = paired(first - high[0], second - high[1])
-        self.code.store(rest, self.memory, place + self.term_bytes)
+        tiles = self.code.isa.tiles
+        assert tiles is not None
+        for term in range(self.terms):
+            made = tiles.paired(self.code, first, second)
+            self.code.store(made, self.memory, place + self.term_bytes * term)
+            first, second = (value - _nearest(value) for value in (first, second))
+
+
+def _nearest(values: Value) -> Value:
+    """The bfloat16 of `Tiles.paired`, as float32."""
+    return ((values.cast(I32.of(_SIDE)) + 0x8000) & -0x10000).cast(F32.of(_SIDE))
 
 
 class _Head(HeadCache):
@@ -117,11 +133,11 @@ class _Head(HeadCache):
         a: Arguments,
         thread: Thread,
         kv_head: Value,
-        cached: Cached,
+        cache_format: CacheFormat,
         parts: tuple[Value, Value],
     ) -> None:
-        super().__init__(code, a, thread, kv_head, cached)
-        self.parts_taken = parts
+        super().__init__(code, a, thread, kv_head, cached_as(cache_format))
+        self.terms, self.parts_taken = TERMS[cache_format], parts
         self.group = a.integer("heads") // a.integer("kv_heads")
         self.queries = a.integer("rows") * self.group
         self.end = a.integer("position") + a.integer("rows")
@@ -132,13 +148,14 @@ class _Head(HeadCache):
         self.packed_values = self.operand(width, span)
         self.packed_queries = self.operand(block, width)
         self.weights = self.operand(block, span)
-        self.scores = self.take(4 * _BLOCK * SPAN)
+        self.scores = self.take(_SCORES_BYTES)
         self.blocks = (self.queries + (_BLOCK - 1)) // _BLOCK
         self.state = self.take(self.blocks * (_BLOCK * _STATE_BYTES))
         self.sums = self.scratch
 
     def operand(self, size: Value, depth: Value) -> _Operand:
-        return _Operand(self.take(size * depth * 4), size, depth)
+        memory = self.take(size * depth * (2 * self.terms))
+        return _Operand(memory, self.terms, size, depth)
 
     def take(self, byte_count: int | Value) -> Value:
         """The next part of the scratch memory."""
@@ -189,7 +206,8 @@ class _Head(HeadCache):
                 position = minimum(first + key + row, stop - 1)
                 pair = [self.values_at(self.keys, position, column + i) for i in (0, _SIDE)]
                 operand.put(pair[0], pair[1], place + row * line)
-            for term in (place, place + operand.term_bytes):
+            for number in range(self.terms):
+                term = place + operand.term_bytes * number
                 rows = [code.load(I32.of(_SIDE), operand.memory, term + i * line)
                         for i in range(_SIDE)]  # fmt: skip
                 for i, made in enumerate(transposed_words(rows)):
@@ -393,19 +411,22 @@ def _multiply(
             tiles.load(code, first + i, code.offset(pointer, step), line)
 
     with code.loop(0, depth * (2 * _SIDE), _TILE_BYTES) as step:
-        load(4, rows, step)
-        load(6, columns, step + b.term_bytes)
-        _dot(code, tiles)
-        load(6, columns, step)
-        _dot(code, tiles)
-        load(4, rows, step + a.term_bytes)
-        _dot(code, tiles)
+        loaded = -1, -1
+        for i, j in _term_pairs(a.terms):
+            if loaded[0] != i:
+                load(4, rows, step + a.term_bytes * i)
+            if loaded[1] != j:
+                load(6, columns, step + b.term_bytes * j)
+            loaded = i, j
+            for row, column in itertools.product(range(2), range(2)):
+                tiles.dot(code, 2 * row + column, 4 + row, 6 + column)
 
 
-def _dot(code: Code, tiles: Tiles) -> None:
-    for i in range(2):
-        for j in range(2):
-            tiles.dot(code, 2 * i + j, 4 + i, 6 + j)
+def _term_pairs(terms: int) -> Iterator[tuple[int, int]]:
+    """Terms of both sides that are multiplied, in an order in which mostly one side changes."""
+    for i in range(terms):
+        others = range(terms - i)
+        yield from ((i, j) for j in (others if i % 2 else reversed(others)))
 
 
 def _store_sums(code: Code, tiles: Tiles, memory: Value) -> None:

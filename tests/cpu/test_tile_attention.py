@@ -34,7 +34,7 @@ def tile_case(form: CacheFormat, shape: Shape) -> Case:
     kernel = tile_attention.tile_attention_kernel(form)
     cache = Cache(shape.kv_heads, shape.head_dim)
     queries = shape.rows * shape.heads // shape.kv_heads
-    work = tile_attention.work_slots(cache, queries, shape.threads)
+    work = tile_attention.work_slots(cache, form, queries, shape.threads)
     size = work["scratch_stride"] * shape.threads
     buffers = {name: whole.buffers[name] for name in ("query", "out")} | whole.expected
     buffers["scratch"] = np.full(size // 4, np.nan, np.float32)
