@@ -232,6 +232,22 @@ def test_norms_are_fused_where_only_quantized_rows_are_read(
     assert ("norm" in kernels) == others
 
 
+def test_attention_of_many_rows_is_on_tiles_behind_what_is_appended(
+    bundle: Callable[[str], Path],
+) -> None:
+    """Threads may share a head, so they meet before any of them reads the cache."""
+    model = edge.load(bundle("f32"), target="ref")
+    for matrix_unit in (True, False):
+        lowering = Lowering(model.bundle, Memory(), 3, 256, "f16", matrix_unit=matrix_unit)
+        calls = lowering.run().calls
+        names = [call.kernel.name for call in calls]
+        layers = len(model.bundle.graph.caches)
+        assert names.count("attention_f16") == (0 if matrix_unit else layers)
+        assert names.count("tile_attention_f16") == (layers if matrix_unit else 0)
+        appended = [call.barrier for call in calls if call.kernel.name == "append_f16"]
+        assert appended == [True] * (layers if matrix_unit else 0)
+
+
 def test_tables_are_made_once_for_all_that_read_an_input(tmp_path: Path) -> None:
     """By all threads together: they meet before any of them looks up."""
     variant = VARIANTS["llama"]
