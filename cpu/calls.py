@@ -5,6 +5,8 @@ How a value lies among the threads is in `values`' first words.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,6 +25,10 @@ class Dynamic:
     base: int = 0
     stride: int = 1
 
+    def of(self, value: int) -> int:
+        """What the slot must hold for a value of the step's."""
+        return self.base + self.stride * value
+
 
 @dataclass
 class Place:
@@ -39,12 +45,12 @@ class Place:
     one_scale: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
-    """One kernel call: arguments by slot, and whether a barrier follows."""
+    """One kernel call: where its arguments begin, and whether a barrier follows."""
 
     kernel: Kernel
-    arguments: dict[str, int]
+    first: int
     barrier: bool = False
 
 
@@ -52,12 +58,25 @@ class Call:
 class Lowered:
     """The calls of a step, which may leave out the last of them.
 
-    `body` come before the head, and `logits` before what picks the best token. `ends` has, for
-    every op of the graph in order, how many calls there are up to and with it.
+    `arguments` are those of all calls, by slot, and `dynamic` which of them change from step to
+    step. `body` calls come before the head, and `logits` before what picks the best token. `ends`
+    has, for every op of the graph in order, how many calls there are up to and with it.
     """
 
     calls: list[Call] = field(default_factory=list)
+    arguments: array[int] = field(default_factory=lambda: array("q"))
+    dynamic: dict[Dynamic, list[int]] = field(default_factory=dict)
     ends: list[int] = field(default_factory=list)
     body: int = 0
     logits: int = 0
-    dynamic: list[tuple[int, str, Dynamic]] = field(default_factory=list)
+
+    def add(self, kernel: Kernel, arguments: Mapping[str, int | Dynamic]) -> None:
+        """One call more, with what each of its kernel's slots holds."""
+        assert len(arguments) == len(kernel.slots), set(arguments) ^ set(kernel.slots)
+        self.calls.append(Call(kernel, len(self.arguments)))
+        for slot in kernel.slots:
+            value = arguments[slot]
+            if isinstance(value, Dynamic):
+                self.dynamic.setdefault(value, []).append(len(self.arguments))
+                value = 0
+            self.arguments.append(value)

@@ -91,9 +91,9 @@ class _Run:
                 for name, function in (("cos", np.cos), ("sin", np.sin)):
                     angles = (function(turns) * np.float32(op.scale)).astype(np.float32)
                     values.setdefault(f"{name}/{op.frequencies}/{op.scale}", self.put(angles))
-        for index, slot, dynamic in self.lowered.dynamic:
-            value = dynamic.base + dynamic.stride * values[dynamic.name]
-            self.lowered.calls[index].arguments[slot] = value
+        for dynamic, places in self.lowered.dynamic.items():
+            for place in places:
+                self.lowered.arguments[place] = dynamic.of(values[dynamic.name])
 
     def put(self, array: NDArray[np.generic]) -> int:
         """A copy with room behind it, so that whole vectors may be read."""
@@ -109,8 +109,8 @@ class _Run:
             held = [name for name in op.inputs() if not self.fused(name)]
             self.step.values.update({name: self.value(name) for name in held})
             for call in self.lowered.calls[first:end]:
-                slots = [call.arguments[slot] for slot in call.kernel.slots]
-                self.device.call(call.kernel.name, slots)
+                slots = slice(call.first, call.first + len(call.kernel.slots))
+                self.device.call(call.kernel.name, self.lowered.arguments[slots])
             first = end
             if self.fused(op.out):
                 self.step.values[op.out] = FUNCTIONS[type(op)](op, self.step, self.weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
+from cpu.bands import TILES_EACH, Band, Banded, bands, find_banded
 from cpu.calls import Dynamic, Lowered, Place
 from cpu.kernels import (
     activations,
@@ -22,7 +23,7 @@ from cpu.kernels import (
 from cpu.kernels.blocks import block_of
 from cpu.kernels.kernel import float_slot
 from cpu.memory import Memory
-from cpu.values import Values
+from cpu.values import Values, stride_of
 from edge.bundle import Bundle
 from edge.graph import (
     Add,
@@ -61,6 +62,11 @@ class Lowering(Values):
         super().__init__(bundle, memory, threads, max_rows, f"values/{max_rows}/{cache_format}")
         self.cache_format = cache_format
         self.matrix_unit, self.lookup_bits = matrix_unit, lookup_bits
+        many = max_rows > FEW_ROWS and not matrix_unit
+        self.banded = find_banded(self.graph, self.readers, self.is_quantized) if many else {}
+
+    def is_quantized(self, op: Linear) -> bool:
+        return self.tensors[op.weight].form.quantized
 
     def run(self) -> Lowered:
         """All calls, in the graph's order."""
@@ -69,12 +75,18 @@ class Lowering(Values):
                 self.barrier()
                 self.lowered.body = len(self.lowered.calls)
             for op in subgraph.ops:
-                _LOWER[type(op)](self, op)
+                self.lower(op)
                 self.release(op)
                 self.lowered.ends.append(len(self.lowered.calls))
         self.lowered.logits = len(self.lowered.calls)
         self.argmax()
         return self.lowered
+
+    def lower(self, op: Op) -> None:
+        if op.out not in self.banded:
+            _LOWER[type(op)](self, op)
+        elif (found := self.banded[op.out]) is not None:
+            self.feed_forward(found)
 
     def embed(self, op: Embed) -> None:
         table = self.tensors[op.table]
@@ -98,7 +110,7 @@ class Lowering(Values):
         extra = {"weight": self.vector(op.weight), "eps": float_slot(op.eps)}
         if (block := self.fused_block(op, x)) is not None:
             layout = activations.RowLayout(x.width, block)
-            out = self.quantized_place(op.out, layout, x)
+            out = self.quantized_place(op.out, layout, taken=x.taken)
             # nothing reads it as a value of its own
             self.converted[op.out, _quantized(block)] = self.places[op.out] = out
             kernel = activations.norm_quantize_kernel(block)
@@ -173,25 +185,11 @@ class Lowering(Values):
         self.call(linear.float_linear_kernel(weight.form), arguments)
 
     def quantized_linear(self, op: Linear, weight: StoredTensor, x: Place) -> None:
-        layout = activations.RowLayout(x.width, block_of(weight.form))
         looks_up = self.private and weight.form.bits in self.lookup_bits
         # their barrier is before there is a place for what is yet to be written
-        tables = self.tables(op.x, x, layout) if looks_up else None
+        tables = self.tables(op.x, x, _layout(weight)) if looks_up else None
         out = self.place(op.out, "sliced", taken=x.taken)
-        arguments: dict[str, int | Dynamic] = {
-            "x": x.address,
-            "bias": self.bias(op),
-            "out": out.address,
-            "rows": self.row_count(out),
-            "width": x.width,
-            "tiles": -(-out.width // TILE),
-            "x_stride": x.stride,
-            "out_stride": out.stride,
-            "padded": layout.padded,
-            "row_scales": layout.scales,
-            "row_sums": layout.sums,
-            "x_private": x.private,
-        } | self.weight_arguments(weight)
+        arguments = self.product_arguments(op, x, Band.whole(out))
         if tables:
             arguments |= {"tables": tables.address, "tables_stride": tables.stride}
             self.call(lookup.lookup_kernel(weight.form), arguments)
@@ -199,8 +197,31 @@ class Lowering(Values):
             # of many rows the head is asked for one, hardly ever for more
             self.call(linear.linear_kernel(weight.form), arguments)
         else:
-            panels = self.memory.address("panels of codes", batch.PANEL_BYTES * self.threads)
-            self.call(batch.batch_kernel(weight.form), arguments | {"panels": panels})
+            self.batch(weight, arguments)
+
+    def batch(self, weight: StoredTensor, arguments: dict[str, int | Dynamic]) -> None:
+        """Products of many rows, with codes that are expanded once."""
+        panels = self.memory.address("panels of codes", batch.PANEL_BYTES * self.threads)
+        self.call(batch.batch_kernel(weight.form), arguments | {"panels": panels})
+
+    def product_arguments(self, op: Linear, x: Place, band: Band) -> dict[str, int | Dynamic]:
+        """What the kernels of quantized rows have in common."""
+        weight = self.tensors[op.weight]
+        layout = _layout(weight)
+        return {
+            "x": x.address,
+            "bias": self.bias(op) + 4 * TILE * band.first,
+            "out": band.place.address,
+            "rows": self.row_count(band.place),
+            "width": x.width,
+            "tiles": band.tiles,
+            "x_stride": x.stride,
+            "out_stride": band.place.stride,
+            "padded": layout.padded,
+            "row_scales": layout.scales,
+            "row_sums": layout.sums,
+            "x_private": x.private,
+        } | self.weight_arguments(weight, band.first)
 
     def tables(self, name: str, x: Place, layout: activations.RowLayout) -> Place:
         """Tables of partial sums of quantized rows, made once for all that read the value."""
@@ -246,18 +267,20 @@ class Lowering(Values):
     def quantize_anew(self, name: str, block: int) -> Place:
         x = self.read(name)
         layout = activations.RowLayout(x.width, block)
-        out = self.quantized_place(name, layout, x)
+        out = self.quantized_place(name, layout, taken=x.taken)
         extra = layout.slots | {"one_scale": int(x.one_scale)}
         self.call(activations.quantize_kernel(block), self.row_arguments(x, out) | extra)
         return out
 
-    def quantized_place(self, name: str, layout: activations.RowLayout, x: Place) -> Place:
-        """Make a place for quantized rows made of x."""
+    def quantized_place(
+        self, name: str, layout: activations.RowLayout, *, taken: bool = False
+    ) -> Place:
+        """Make a place for quantized rows."""
         copies = self.threads if self.private else 1
         size = layout.byte_count * self.max_rows
         address = self.take(name, size * copies + TILE)
         private = size if self.private else 0
-        return Place(address, x.width, layout.byte_count, private, self.row_spread(), x.taken)
+        return Place(address, layout.width, layout.byte_count, private, self.row_spread(), taken)
 
     def attention(self, op: Attention) -> None:
         query, key, value = (self.read(name) for name in op.inputs())
@@ -294,16 +317,22 @@ class Lowering(Values):
         self.call_of(kernel, arguments)
 
     def elementwise(self, op: Gate | Add | Softcap) -> None:
-        kernel, number = elementwise.kernel_of(op)
         a, b = op.inputs()[0], op.inputs()[-1]
         left, right = self.read(a, "sliced"), self.read(b, "sliced")
         out = self.over(op.out, a, b) or self.place(op.out, "sliced", taken=left.taken)
+        self.element_by_element(op, left, right, Band.whole(out))
+
+    def element_by_element(
+        self, op: Gate | Add | Softcap, left: Place, right: Place, band: Band
+    ) -> None:
+        kernel, number = elementwise.kernel_of(op)
+        out = band.place
         arguments: dict[str, int | Dynamic] = {
             "a": left.address,
             "b": right.address,
             "out": out.address,
             "rows": self.row_count(out),
-            "tiles": -(-out.width // TILE),
+            "tiles": band.tiles,
             "a_stride": left.stride,
             "b_stride": right.stride,
             "out_stride": out.stride,
@@ -312,6 +341,51 @@ class Lowering(Values):
             "b_private": right.private,
         }
         self.call(kernel, arguments)
+
+    def feed_forward(self, found: Banded) -> None:
+        """Gate, up, their product and its quantization, a band of columns after another."""
+        layout = _layout(self.tensors[found.reader.weight])
+        inputs = [
+            (op, self.quantize(op.x, block_of(self.tensors[op.weight].form)))
+            for op in (found.gate, found.up)
+        ]
+        out = self.quantized_place(found.product.out, layout)
+        each = TILES_EACH * self.threads
+        stride = stride_of(TILE * each)
+        blocks = [self.pool.take(stride * self.max_rows, self.barriers) for _ in inputs]
+        gate, up = (Place(block.address, TILE * each, stride) for block in blocks)
+        for band in bands(layout.width, each, gate):
+            if band.first and band.tiles < each:
+                self.barrier()  # its slices were others' in the band before
+            for (op, x), place in zip(inputs, (gate, up), strict=True):
+                arguments = self.product_arguments(op, x, replace(band, place=place))
+                self.batch(self.tensors[op.weight], arguments)
+            self.element_by_element(found.product, gate, up, band)
+            self.quantize_band(band, layout, out)
+        for block in blocks:
+            self.pool.give(block, self.barriers)
+        self.converted[found.product.out, _quantized(layout.block)] = out
+        self.places[found.product.out] = out
+
+    def quantize_band(self, band: Band, layout: activations.RowLayout, out: Place) -> None:
+        """A band of a value to its columns of quantized rows."""
+        assert isinstance(out.address, int)
+        start = TILE * band.first
+        if band.tiles % (-(-layout.block // TILE) * self.threads):
+            self.barrier()  # blocks may be of two threads' slices
+        arguments: dict[str, int | Dynamic] = {
+            "x": band.place.address,
+            "out": out.address + start,
+            "rows": self.row_count(out),
+            "tiles": band.tiles,
+            "width": min(TILE * band.tiles, layout.width - start),
+            "x_stride": band.place.stride,
+            "out_stride": out.stride,
+            "padded": layout.padded,
+            "scales": layout.scales + start // layout.block * 4 - start,
+            "sums": layout.sums + start // layout.block * 8 - start,
+        }
+        self.call(activations.quantize_sliced_kernel(layout.block), arguments)
 
     def over(self, name: str, *inputs: str) -> Place | None:
         """The place of an input that nothing else reads: each thread writes what it has read."""
@@ -338,6 +412,11 @@ class Lowering(Values):
         x = self.read(self.graph.last.out, "sliced")
         arguments = {"x": x.address, "out": self.best_address, "width": x.width}
         self.call(argmax.argmax_kernel(), arguments)
+
+
+def _layout(weight: StoredTensor) -> activations.RowLayout:
+    """How the rows are quantized that a matrix is multiplied with."""
+    return activations.RowLayout(weight.shape[1], block_of(weight.form))
 
 
 def _quantized(block: int) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.calls import Place
+from cpu.calls import Dynamic, Place
 from cpu.kernels import argmax
 from cpu.kernels.step import MEETING_BYTES
 from cpu.lowering import FEW_ROWS, Lowering
@@ -46,35 +46,22 @@ class Table:
         lowered = lowering.run()
         self.tokens, self.best = lowering.tokens_address, lowering.best_address
         self.scores = lowering.places[lowering.graph.last.out]
-        counts = [len(call.kernel.slots) for call in lowered.calls]
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        self.arguments = np.zeros(starts[-1], np.int64)
-        self.rows = np.zeros((len(lowered.calls), 3), np.int64)
-        for index, call in enumerate(lowered.calls):
-            values = [call.arguments[slot] for slot in call.kernel.slots]
-            self.arguments[starts[index] : starts[index + 1]] = values
-            self.rows[index, 0] = native.address(call.kernel.name)
-            self.rows[index, 1] = self.arguments.ctypes.data + 8 * starts[index]
-            self.rows[index, 2] = call.barrier
+        self.arguments = np.array(lowered.arguments)
+        self.rows = np.array(
+            [(native.address(call.kernel.name), call.first, call.barrier) for call in lowered.calls]
+        )
+        self.rows[:, 1] = self.arguments.ctypes.data + 8 * self.rows[:, 1]
         self.body, self.logits = lowered.body, lowered.logits
         self.shown: _Shown | None = None
-        self._slots: dict[str, tuple[list[int], list[int], list[int]]] = {}
-        for index, slot, dynamic in lowered.dynamic:
-            place = int(starts[index]) + lowered.calls[index].kernel.slots.index(slot)
-            lists = self._slots.setdefault(dynamic.name, ([], [], []))
-            for values, value in zip(lists, (place, dynamic.base, dynamic.stride), strict=True):
-                values.append(value)
-        self._indices = {
-            name: tuple(np.array(values, np.int64) for values in lists)
-            for name, lists in self._slots.items()
-        }
+        self._places: dict[str, list[tuple[Dynamic, NDArray[np.int64]]]] = {}
+        for dynamic, places in lowered.dynamic.items():
+            self._places.setdefault(dynamic.name, []).append((dynamic, np.array(places)))
 
     def set(self, values: Mapping[str, int]) -> None:
         """Set the slots of changing values by name; names that no call reads are let go."""
         for name, value in values.items():
-            if name in self._indices:
-                places, bases, strides = self._indices[name]
-                self.arguments[places] = bases + strides * value
+            for dynamic, places in self._places.get(name, ()):
+                self.arguments[places] = dynamic.of(value)
 
 
 class CpuProgram:

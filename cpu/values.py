@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from cpu.calls import Call, Dynamic, Lowered, Place, Spread
+from cpu.calls import Dynamic, Lowered, Place, Spread
 from cpu.kernels import argmax
 from cpu.kernels.kernel import Kernel
 from cpu.memory import Block, Memory, Pool, owners, readers
@@ -29,6 +29,11 @@ from edge.planes import TILE, StoredTensor
 # Rows up to which whole-row kernels are made by every thread in private, and codes are expanded
 # anew for each.
 PRIVATE_ROWS = 2
+
+
+def stride_of(width: int) -> int:
+    """Bytes from a row of values to the next: whole tiles, and one that vectors may reach into."""
+    return 4 * (-(-width // TILE) * TILE + TILE)
 
 
 class Values:
@@ -57,7 +62,7 @@ class Values:
     def place(self, name: str, spread: Spread, *, taken: bool = False) -> Place:
         """Make a place for a value."""
         width = self.widths[name]
-        stride = 4 * (-(-width // TILE) * TILE + TILE)
+        stride = stride_of(width)
         private = stride * self.max_rows if spread == "private" else 0
         size = (private * self.threads) or stride * self.max_rows
         place = Place(self.take(name, size), width, stride, private, spread, taken)
@@ -93,15 +98,7 @@ class Values:
         return "private" if self.private else "split"
 
     def call(self, kernel: Kernel, arguments: Mapping[str, int | Dynamic]) -> None:
-        call, index = Call(kernel, {}), len(self.lowered.calls)
-        for slot in kernel.slots:
-            value = arguments[slot]
-            if isinstance(value, Dynamic):
-                self.lowered.dynamic.append((index, slot, value))
-                value = 0
-            call.arguments[slot] = value
-        assert len(arguments) == len(kernel.slots), set(arguments) ^ set(kernel.slots)
-        self.lowered.calls.append(call)
+        self.lowered.add(kernel, arguments)
 
     def call_of(self, kernel: Kernel, arguments: Mapping[str, int | Dynamic]) -> None:
         """Call a kernel with those of the arguments that it takes."""
@@ -141,14 +138,21 @@ class Values:
 
     # Weights, tokens.
 
-    def weight_arguments(self, tensor: StoredTensor) -> dict[str, int | Dynamic]:
+    def weight_arguments(self, tensor: StoredTensor, tile: int = 0) -> dict[str, int | Dynamic]:
+        """Where the weights of the outputs from a tile on are."""
         parts = tensor.parts
         codes = next(name for name in ("planes", "codes", "values") if name in parts)
         named = {"codes": codes, "scales": "scales", "zeros": "zeros"}
         return {
-            slot: self.memory.part(self.bundle, tensor, name) if name in parts else 0
+            slot: self.part(tensor, name, tile) if name in parts else 0
             for slot, name in named.items()
         }
+
+    def part(self, tensor: StoredTensor, name: str, tile: int) -> int:
+        """Address of an array from a tile on; one that has no tiles is for all of them."""
+        array = tensor.parts[name]
+        offset = tile * array.strides[0] if tile < len(array) else 0
+        return self.memory.part(self.bundle, tensor, name) + offset
 
     def vector(self, name: str) -> int:
         return self.memory.copy(name, self.tensors[name].parts["values"])

@@ -21,6 +21,7 @@ from cpu.codegen.language import F32, I8, I32, I64, Code, Type, Value
 from cpu.kernels import rows
 from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
 from cpu.kernels.rows import inverse_rms, own_rows, peak_of, row_peak
+from edge.planes import TILE
 
 TERMS = 2
 
@@ -83,9 +84,8 @@ def quantize_kernel(block: int) -> Kernel:
             whole = code.variable(code.constant(F32, 0.0))
             with code.when(a.integer("one_scale") > 0):
                 whole.set(row_peak(code, x, width))
-            _quantize_row(
-                code, a, lambda kind, i: code.load(kind, x, i * 4), out, block, whole.get()
-            )
+            values = _loaded(code, x)
+            _quantize_row(code, a, values, out, block, whole.get(), _all_blocks(a, block))
 
     slots = (
         *("x", "out", "rows", "width", "x_stride", "out_stride", "padded", "scales", "sums"),
@@ -93,6 +93,31 @@ def quantize_kernel(block: int) -> Kernel:
         *("private", "x_private"),
     )
     return Kernel(f"quantize_b{block}", slots, body)
+
+
+def quantize_sliced_kernel(block: int) -> Kernel:
+    """The same of a value in slices: each thread takes the blocks that begin in its tiles.
+
+    Where all slices are of whole blocks, it reads nothing but what it may have written itself.
+    """
+
+    def body(code: Code, a: Arguments, thread: Thread) -> None:
+        most = _all_blocks(a, block)[1]
+        first, last = (
+            minimum((tile * TILE + (block - 1)) // block, most)
+            for tile in thread.share(a.integer("tiles"))
+        )
+        zero = code.constant(F32, 0.0)
+        with code.loop(0, a.integer("rows")) as row:
+            x = code.offset(a.pointer("x"), row * a.integer("x_stride"))
+            out = code.offset(a.pointer("out"), row * a.integer("out_stride"))
+            _quantize_row(code, a, _loaded(code, x), out, block, zero, (first, last))
+
+    slots = (
+        *("x", "out", "rows", "tiles", "width", "x_stride", "out_stride"),
+        *("padded", "scales", "sums"),
+    )
+    return Kernel(f"quantize_sliced_b{block}", slots, body)
 
 
 def norm_quantize_kernel(block: int) -> Kernel:
@@ -110,7 +135,8 @@ def norm_quantize_kernel(block: int) -> Kernel:
                 weight = code.load(kind, a.pointer("weight"), i * 4)
                 return code.load(kind, x, i * 4) * scale.broadcast(kind.lanes) * weight
 
-            _quantize_row(code, a, normed, out, block, code.constant(F32, 0.0))
+            zero = code.constant(F32, 0.0)
+            _quantize_row(code, a, normed, out, block, zero, _all_blocks(a, block))
 
     slots = (
         *("x", "weight", "out", "rows", "width", "x_stride", "out_stride", "eps"),
@@ -119,12 +145,28 @@ def norm_quantize_kernel(block: int) -> Kernel:
     return Kernel(f"norm_quantize_b{block}", slots, body)
 
 
+def _loaded(code: Code, x: Value) -> ValuesAt:
+    """The values that are there."""
+    return lambda kind, i: code.load(kind, x, i * 4)
+
+
+def _all_blocks(a: Arguments, block: int) -> tuple[int, Value]:
+    """The first of a row and one past its last."""
+    return 0, (a.integer("width") + (block - 1)) // block
+
+
 def _quantize_row(
-    code: Code, a: Arguments, values_at: ValuesAt, out: Value, block: int, least_peak: Value
+    code: Code,
+    a: Arguments,
+    values_at: ValuesAt,
+    out: Value,
+    block: int,
+    least_peak: Value,
+    blocks: tuple[int | Value, Value],
 ) -> None:
-    """All blocks of a row, whose scales are those of at least that magnitude."""
+    """Blocks of a row, whose scales are those of at least that magnitude."""
     width = a.integer("width")
-    with code.loop(0, (width + (block - 1)) // block) as index:
+    with code.loop(*blocks) as index:
         start = index * block
         count = minimum(width - start, code.constant(I64, block))
 

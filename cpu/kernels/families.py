@@ -74,6 +74,7 @@ def _common(*, matrix_unit: bool) -> list[Kernel]:
         *(make(bits) for make in (codes.encode_kernel, codes.decode_kernel) for bits in codes.BITS),
         codes.add_columns_kernel(),
         *(activations.quantize_kernel(block) for block in GROUPS),
+        *(activations.quantize_sliced_kernel(block) for block in GROUPS),
         *(activations.norm_quantize_kernel(block) for block in GROUPS),
         argmax.argmax_kernel(),
     ]

@@ -217,6 +217,36 @@ def exact_norm_quantize_case(
     return norm_quantize_case(x, weight, block, wanted, eps=0.0, threads=threads, private=private)
 
 
+def quantize_sliced_case(count: int, width: int, block: int, *, threads: int = 1) -> Case:
+    """Quantized rows in slices; rows end with their last tile, and past the width with NaN."""
+    rng = np.random.default_rng(count * 1000 + width)
+    x = rng.normal(size=(count, width)).astype(np.float32)
+    layout, tiles = activations.RowLayout(width, block), -(-width // TILE)
+    kernel = activations.quantize_sliced_kernel(block)
+    slots: Slots = {
+        "x": "x",
+        "out": "out",
+        "rows": count,
+        "tiles": tiles,
+        "width": width,
+        "x_stride": 4 * (TILE * tiles + 3),
+        "out_stride": layout.byte_count,
+        "padded": layout.padded,
+        "scales": layout.scales,
+        "sums": layout.sums,
+    }
+    return Case(
+        f"{kernel.name} {count}x{width} by {threads}",
+        {
+            "x": spread(x, TILE * tiles + 3, TILE * tiles),
+            "out": np.zeros((count, layout.byte_count), np.uint8),
+        },
+        [call(kernel, slots)],
+        threads=threads,
+        expected={"out": quantized_rows(x, block)},
+    )
+
+
 def argmax_case(x: Floats, threads: int, lanes: int) -> Case:
     """The best of logits without NaN, in the slices of `threads`; threads without any have none."""
     tiles = -(-len(x) // TILE)

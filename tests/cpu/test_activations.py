@@ -16,12 +16,17 @@ from cpu.kernels.activations import (
     norm_quantize_rows,
     quantize_kernel,
     quantize_rows,
+    quantize_sliced_kernel,
 )
 from cpu.kernels.kernel import float_slot
 from cpu.kernels.rows import norm_kernel
 from tests.cpu.calls import Case, check, run
 from tests.cpu.harness import call, isa_of, loaded, quantized_rows, runnable
-from tests.cpu.row_cases import exact_norm_quantize_case, norm_quantize_case
+from tests.cpu.row_cases import (
+    exact_norm_quantize_case,
+    norm_quantize_case,
+    quantize_sliced_case,
+)
 
 TARGETS = runnable()
 BLOCKS = (32, 64, 128)
@@ -90,6 +95,17 @@ def test_bytes_are_the_twins(target: str, block: int) -> None:
         check(case, run(functions, case))
 
     holds()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_slices_are_of_the_twins_bytes(target: str, block: int) -> None:
+    """Whoever's slice a block is in; also where blocks are of two threads' slices."""
+    functions = loaded(isa_of(target), [quantize_sliced_kernel(block)])
+    for count, width in ((1, 1), (3, 64), (2, 172), (2, 256), (1, 300), (2, 449)):
+        for threads in (1, 2, 3, 5):
+            case = quantize_sliced_case(count, width, block, threads=threads)
+            check(case, run(functions, case))
 
 
 @given(x=matrices, block=st.sampled_from(BLOCKS))

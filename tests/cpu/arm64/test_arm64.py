@@ -45,6 +45,7 @@ from tests.cpu.row_cases import (
     exact_norm_quantize_case,
     int8_case,
     norm_case,
+    quantize_sliced_case,
     rope_case,
 )
 
@@ -90,6 +91,7 @@ def row_cases(lanes: int) -> list[Case]:
             rope_case(3, 2, 22, 9, threads=threads, private=private),
             int8_case(lanes, 3, 33, threads=threads, private=private),
             exact_norm_quantize_case(3, 70, 32, threads=threads, private=private),
+            quantize_sliced_case(3, 300, 128, threads=threads),
             argmax_case(np.arange(150, dtype=np.float32) % 97, threads, lanes),
         ]
     return cases + [embedding_case(Format.parse(form), 70, 36, threads=2) for form in ALL_FORMATS]
