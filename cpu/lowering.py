@@ -59,7 +59,7 @@ class Lowering(Values):
         matrix_unit: bool,
         lookup_bits: Collection[int] = (),
     ) -> None:
-        super().__init__(bundle, memory, threads, max_rows, f"values/{max_rows}/{cache_format}")
+        super().__init__(bundle, memory, threads, max_rows)
         self.cache_format = cache_format
         self.matrix_unit, self.lookup_bits = matrix_unit, lookup_bits
         many = max_rows > FEW_ROWS and not matrix_unit

@@ -15,11 +15,20 @@ from edge.planes import TILE, StoredTensor
 _LINE = 64
 
 
+@dataclass(frozen=True)
+class Block:
+    """A piece of memory that values take one after another."""
+
+    address: int
+    byte_count: int
+
+
 class Memory:
     """Buffers by name, kept as long as the program; every one starts on a line and is padded."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, NDArray[np.uint8]] = {}
+        self.blocks: list[Block] = []
 
     @property
     def byte_count(self) -> int:
@@ -52,26 +61,17 @@ class Memory:
         return tensor.parts[name].ctypes.data
 
 
-@dataclass(frozen=True)
-class Block:
-    """A piece of memory that values take one after another."""
-
-    address: int
-    byte_count: int
-
-
 class Pool:
     """Blocks for the values of a step, used again when nothing reads them any more.
 
     Threads run apart between barriers: what one of them still reads, another may overwrite only
-    behind a barrier. So a block that was given back is taken again after the next one.
+    behind a barrier. So a block that was given back is taken again after the next one. Steps of
+    other numbers of rows take the same memory: only one runs at a time.
     """
 
-    def __init__(self, memory: Memory, name: str) -> None:
+    def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._name = name
-        self._count = 0
-        self._free: list[tuple[Block, int]] = []
+        self._free = [(block, -1) for block in memory.blocks]
 
     def take(self, byte_count: int, barriers: int) -> Block:
         """The smallest free block that will do, or a new one, behind that many barriers."""
@@ -84,9 +84,9 @@ class Pool:
             best = min(fitting, key=lambda entry: entry[0].byte_count)
             self._free.remove(best)
             return best[0]
-        self._count += 1
-        address = self._memory.address(f"{self._name}/{self._count}", byte_count)
-        return Block(address, byte_count)
+        address = self._memory.address(f"values/{len(self._memory.blocks)}", byte_count)
+        self._memory.blocks.append(Block(address, byte_count))
+        return self._memory.blocks[-1]
 
     def give(self, block: Block, barriers: int) -> None:
         """Give back a block that was last used behind that many barriers."""

@@ -39,9 +39,7 @@ def stride_of(width: int) -> int:
 class Values:
     """Places of a graph's values in memory, and the calls that have been made of them so far."""
 
-    def __init__(
-        self, bundle: Bundle, memory: Memory, threads: int, max_rows: int, pool: str
-    ) -> None:
+    def __init__(self, bundle: Bundle, memory: Memory, threads: int, max_rows: int) -> None:
         self.bundle = bundle
         self.graph: Graph = bundle.graph
         self.memory = memory
@@ -54,7 +52,7 @@ class Values:
         self.places: dict[str, Place] = {}
         self.converted: dict[tuple[str, str], Place] = {}
         self.lowered = Lowered()
-        self.pool = Pool(memory, pool)
+        self.pool = Pool(memory)
         self.blocks: dict[str, list[Block]] = {}
         self.barriers = 0
         self.owners, self.readers = owners(self.graph), readers(self.graph)

@@ -33,7 +33,7 @@ native = pytest.mark.skipif(not TARGETS, reason="no code generator for this mach
 def test_blocks_are_taken_again_behind_a_barrier_and_never_by_two(
     steps: list[tuple[str, int]],
 ) -> None:
-    pool, barriers = Pool(Memory(), "test"), 0
+    pool, barriers = Pool(Memory()), 0
     held: list[Block] = []
     given_at: dict[int, int] = {}
     for kind, size in steps:
@@ -91,6 +91,18 @@ def test_scratch_is_a_few_rows_of_each_width(tmp_path: Path) -> None:
     # of fewer rows, zeros for a bias, panels of a matrix unit
     fixed = 4 * 4 * vocabulary + 300_000
     assert scratch(model) < model.program.chunks[-1] * row + fixed
+
+
+@native
+def test_steps_of_fewer_rows_take_no_memory_for_values_of_their_own(tmp_path: Path) -> None:
+    model = loaded(tmp_path, max_position_embeddings=400)
+    program, cache = model.program, model.session().cache
+    assert isinstance(program, CpuProgram)
+    prefill(program, cache, np.arange(program.chunks[-1]) % 300)
+    blocks = list(program.memory.blocks)
+    for count in (1, 9):
+        prefill(program, cache, np.arange(count))
+    assert program.memory.blocks == blocks
 
 
 RUNS = """
