@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from converter.ahead import compile_ahead
 from converter.blas import suited_to
 from converter.calibrate import FloatTensors
 from converter.calibrated import Task, encode_calibrated
@@ -36,7 +37,7 @@ from converter.sources.open import open_source
 from converter.sources.source import Source, check_unchanged, describe
 from converter.sources.tokenizer import read_tokenizer
 from converter.weights import Weights
-from edge.backend import Artifact, backend_for
+from edge.backend import backend_for
 from edge.bundle_writer import RESUME, BundleWriter
 from edge.disk import disk_errors
 from edge.errors import BadTemplate, BadWeights, MissingDependency, TruncatedSource, UsageError
@@ -179,6 +180,7 @@ def run(
         BundleWriter(out, tensors, job.key, beside_bytes=beside, overwrite=overwrite) as writer,
         suited_to(job.model.graph),
     ):
+        artifacts = compile_ahead(job.plan, job.targets, writer, watcher)
         sampler = _Sampler(job, tokenizer.bos_id, tokenizer_json, watcher)
         if job.scaled and (job.npu is not None or not _done(job, writer)):
             job = _scale(job, sampler(), watcher)
@@ -188,7 +190,6 @@ def run(
             writer.add_file(TOKENIZER, tokenizer_json)
         npu = None
         with disk_errors(out, RESUME):
-            artifacts = _compile(job, writer)
             if job.npu is not None:
                 origin = Origins(job.model, job.weights, tokenizer.bos_id, tokenizer_json)
                 npu = build_npu(job.npu, origin, writer, watcher, job.quality.method)
@@ -214,17 +215,6 @@ def run(
         check_unchanged(job.checkpoint, job.fingerprint)
         writer.finish(manifest.to_text())
     return manifest
-
-
-def _compile(job: Job, writer: BundleWriter) -> tuple[Artifact, ...]:
-    """Compile for the job's targets, into the bundle."""
-    formats = {str(p.form): p.form for p in job.plan.tensors}.values()
-    artifacts: list[Artifact] = []
-    for target in job.targets:
-        artifacts += backend_for(target).compile(formats, target, writer.partial)
-    for artifact in artifacts:
-        writer.include(artifact.path)
-    return tuple(artifacts)
 
 
 def convert(

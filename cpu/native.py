@@ -128,8 +128,11 @@ def compile_library(formats: Iterable[Format], isa: Isa, out: Path) -> dict[str,
 
     forms, matrix_unit = tuple(formats), isa.tiles is not None
     made = families(forms, matrix_unit=matrix_unit, lookup_bits=isa.lookup_bits).values()
-    module = _module(isa, [kernel for kernels in made for kernel in kernels], step=True)
-    shared_library(object_code(module), out)
+    kernels = [kernel for family in made for kernel in family]
+    # each is written, and then compiled with all others
+    listening().start(f"compiling for {isa.name}", 2 * len(kernels), "steps")
+    shared_library(object_code(_module(isa, kernels, step=True)), out)
+    listening().advance(len(kernels))
     return {
         "llvmlite": llvmlite.__version__,
         INTERFACE: interface(forms, matrix_unit=matrix_unit, lookup_bits=isa.lookup_bits),

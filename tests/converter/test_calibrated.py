@@ -184,7 +184,7 @@ def test_no_samples_are_taken_when_all_is_done(
 ) -> None:
     """Interrupted behind the last tensor, a conversion has nothing to calibrate."""
     with monkeypatch.context() as patch:
-        patch.setattr("converter.convert._compile", _stop)
+        patch.setattr("converter.convert.describe", _stop)
         with pytest.raises(Stop):
             convert(checkpoint, tmp_path / "m", quality="good")
     monkeypatch.setattr("converter.convert.choose_samples", _stop)

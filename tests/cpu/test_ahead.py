@@ -100,7 +100,10 @@ def test_altered_machine_code_does_not_run(bundle: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("target", ["cpu:z80", "npu:hvx-v60", "npu:htp-v75", "cpu:x86_64", "ref"])
-def test_targets_that_cannot_be_compiled_for_are_refused(target: str, tmp_path: Path) -> None:
+def test_targets_that_cannot_be_compiled_for_are_refused_before_the_weights(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.convert._encode_all", lambda *_: pytest.fail("weights begun"))
     make_checkpoint(tmp_path / "source")
     with pytest.raises(UnknownTarget):
         convert(tmp_path / "source", tmp_path / "m.lutra", targets=[target])
