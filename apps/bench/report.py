@@ -121,6 +121,15 @@ def _over_share(memory: Mapping[str, int]) -> float:
     return (memory["peak_rss_bytes"] - memory["kv_bytes"]) / memory["weights_bytes"] - 1
 
 
+def told_over(memory: Mapping[str, int]) -> str:
+    """The same in megabytes; as a share too, but of weights that are less than what is over."""
+    over = memory["peak_rss_bytes"] - memory["kv_bytes"] - memory["weights_bytes"]
+    weights, cache = megabytes(memory["weights_bytes"]), megabytes(memory["kv_bytes"])
+    share = f", {100 * _over_share(memory):+.0f} %" if over < memory["weights_bytes"] else ""
+    more = "over" if over >= 0 else "under"
+    return f"{megabytes(abs(over))} {more} the weights' {weights} and {cache} of KV cache{share}"
+
+
 def _sample_values(sample: Sample) -> dict[str, float]:
     return {"first_token_s": sample.first_token_s, "rest_s": sample.rest_s}
 
@@ -217,12 +226,7 @@ def print_report(run: Run) -> None:
         f"{run.plan.prompt} + {run.plan.generate} tokens, {_threads(run.plan.threads)}, medians of "
         f"{run.plan.repeats} rounds (least to most); all {WORD}"
     )
-    ours = run.figures.sides[OURS].memory
-    print(
-        f"{OURS} memory: the peak is {100 * _over_share(ours):+.0f} % over "
-        f"{megabytes(ours['weights_bytes'])} of weights, {megabytes(ours['kv_bytes'])} of KV cache "
-        f"left out ({WORD})"
-    )
+    print(f"{OURS} memory: {told_over(run.figures.sides[OURS].memory)} ({WORD})")
     if run.load_before is not None and run.load_before > _BUSY_LOAD:
         print(f"note: {run.load_before:.1f} other programs were running; run it on a quiet machine")
 

@@ -12,7 +12,7 @@ from apps.bench import ceilings, command, measure
 from apps.bench.compare import OPENINGS, CeilingFigures, Figures, SideFigures
 from apps.bench.measure import Sample, Spread, alternate
 from apps.bench.process import Child
-from apps.bench.report import load_average
+from apps.bench.report import load_average, told_over
 from apps.bench.work import work_of
 from apps.progress import Bar
 from edge.bundle import Bundle
@@ -206,6 +206,21 @@ def test_json_has_every_figure(lutra: Lutra, bundle: Path, quick: None) -> None:
     assert values["weight_bytes_per_token"] == work_of(Bundle.open(bundle), "f32").weight_bytes
     assert values["formats"] == {"w4g64": 16}
     assert "(measured)" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("peak", "weights", "said"),
+    [
+        (221, 173, "44.00 MB over the weights' 173.00 MB and 4.00 MB of KV cache, +25 %"),
+        (724, 793, "73.00 MB under the weights' 793.00 MB and 4.00 MB of KV cache, -9 %"),
+        (34, 1, "29.00 MB over the weights' 1.00 MB and 4.00 MB of KV cache"),
+    ],
+)
+def test_memory_is_told_as_a_share_of_weights_that_are_more(
+    peak: int, weights: int, said: str
+) -> None:
+    counts = {"peak_rss_bytes": peak, "weights_bytes": weights, "kv_bytes": 4}
+    assert told_over({name: count * 10**6 for name, count in counts.items()}) == said
 
 
 @pytest.mark.parametrize(("load", "said"), [(0.1, False), (3.2, True), (None, False)])
