@@ -86,6 +86,11 @@ def minimum(a: Value, b: Value) -> Value:
     return (a < b).select(a, b)
 
 
+def maximum(a: Value, b: Value) -> Value:
+    """Larger of two scalars."""
+    return (a < b).select(b, a)
+
+
 def float_slot(number: float) -> int:
     """A float32 in the low half of a slot."""
     return int(np.array([number, 0], np.float32).view(np.int64)[0])
@@ -123,6 +128,7 @@ __all__ = [
     "Thread",
     "float_slot",
     "joined",
+    "maximum",
     "minimum",
     "totals",
 ]

@@ -25,7 +25,7 @@ from cpu.codegen.masked import load_first, store_first
 from cpu.codegen.math import exp2, tanh
 from cpu.codegen.transpose import transposed_words
 from cpu.kernels.attention import HeadCache, cached_as
-from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
+from cpu.kernels.kernel import Arguments, Kernel, Thread, maximum, minimum
 from edge.graph import Cache
 from edge.kvcache import CacheFormat
 
@@ -88,8 +88,8 @@ def tile_attention_kernel(cache_format: CacheFormat) -> Kernel:
         tiles.configure(code)
         first, last = thread.share(a.integer("kv_heads") * parts)
         with code.loop(first // parts, (last + (parts - 1)) // parts) as kv_head:
-            own = first - kv_head * parts, minimum(last - kv_head * parts, parts)
-            own = (own[0] < 0).select(code.constant(I64, 0), own[0]), own[1]
+            begin, end = first - kv_head * parts, minimum(last - kv_head * parts, parts)
+            own = maximum(begin, code.constant(I64, 0)), end
             _Head(code, a, thread, kv_head, cache_format, own).run()
         tiles.release(code)
 
@@ -264,15 +264,15 @@ class _Block:
 
     def attend(self, first: Value, stop: Value, fresh: Value) -> None:
         """Take what these queries see of a span, in whole tiles."""
-        code, head = self.code, self.head
-        rows = [self.row_and_member(code.constant(I64, i))[0] for i in (0, _BLOCK - 1)]
-        begin = head.first_seen(rows[0]) - first
-        begin = (begin < 0).select(code.constant(I64, 0), begin) // _DEPTH * _DEPTH
+        code, head, zero = self.code, self.head, self.code.constant(I64, 0)
+        rows = [self.row_and_member(zero + i)[0] for i in (0, _BLOCK - 1)]
+        begin = maximum(head.first_seen(rows[0]) - first, zero) // _DEPTH * _DEPTH
         end = minimum(self.a.integer("position") + rows[1] + 1, stop) - first
-        end = (end + (_DEPTH - 1)).signed_shift(5) * _DEPTH
+        end = _whole(end)
         with code.when(begin < end):
             self.pack()
             self.make_scores(begin, end)
+            self.cap(begin, end)
             with code.loop(0, _BLOCK) as index:
                 self.soften(index, first, begin, end, fresh)
             self.add_values(begin, end)
@@ -311,50 +311,66 @@ class _Block:
             _multiply(code, tiles, *sides, head.width)
             _store_sums(code, tiles, code.offset(head.scores, key * (4 * _BLOCK)))
 
+    def cap(self, begin: Value, end: Value) -> None:
+        """Scores with the soft cap where there is one; of exponents of 2, as they are."""
+        code, kind = self.code, F32.of(_SIDE)
+        limit = self.a.number("softcap") * math.log2(math.e)
+        with (
+            code.when(limit > 0.0),
+            code.loop(begin * (4 * _BLOCK), end * (4 * _BLOCK), 4 * _SIDE) as place,
+        ):
+            score = code.load(kind, self.head.scores, place) / limit
+            code.store(tanh(score) * limit, self.head.scores, place)
+
+    def hide(self, scores: Value, seen: tuple[Value, Value], begin: Value, end: Value) -> None:
+        """Make little of the scores of a query that are not seen, at both ends."""
+        code, kind = self.code, F32.of(_SIDE)
+        order = code.constant(I32.of(_SIDE), list(range(_SIDE)))
+        low, high = (limit.to(I32).broadcast(_SIDE) for limit in seen)
+        inner = minimum(_whole(maximum(seen[0], begin)), end)
+        outer = maximum(minimum(seen[1], end).signed_shift(5) * _DEPTH, inner)
+        for first, last in ((begin, inner), (outer, end)):
+            with code.loop(first, last, _SIDE) as key:
+                number = order + key.to(I32).broadcast(_SIDE)
+                place = key // _DEPTH * _BLOCK_BYTES + key // _SIDE % 2 * _TILE_BYTES
+                score = code.load(kind, scores, place)
+                inside = (number >= low) & (number < high)
+                code.store(inside.select(score, _UNSEEN), scores, place)
+
     def soften(self, index: Value, first: Value, begin: Value, end: Value, fresh: Value) -> None:
         """Scores of a query to weights, and its sums so far to the new largest score."""
         code, head, kind = self.code, self.head, F32.of(_SIDE)
         row, _ = self.row_and_member(index)
         scores = code.offset(head.scores, index // _SIDE * (2 * _TILE_BYTES) + index % _SIDE * 64)
+        seen = head.first_seen(row) - first, self.a.integer("position") + row + 1 - first
+        self.hide(scores, seen, begin, end)
         state = code.offset(self.state, index * _STATE_BYTES)
         before = code.load(F32, state, _PEAK)
         largest = code.variable(before.broadcast(_SIDE))
-        order = code.constant(I32.of(_SIDE), list(range(_SIDE)))
-        seen = head.first_seen(row) - first, self.a.integer("position") + row + 1 - first
-        low, high = (limit.to(I32).broadcast(_SIDE) for limit in seen)
-        with code.loop(begin, end, _DEPTH) as key:
-            for half in range(2):
-                place = key * (4 * _BLOCK) + half * _TILE_BYTES
-                score = self.capped(code.load(kind, scores, place))
-                number = order + (key + half * _SIDE).to(I32).broadcast(_SIDE)
-                score = ((number >= low) & (number < high)).select(score, _UNSEEN)
-                code.store(score, scores, place)
-                largest.set(largest.get().maximum(score))
+        with self.score_pairs(scores, begin, end) as (_, pair):
+            largest.set(largest.get().maximum(pair[0].maximum(pair[1])))
         peak = largest.get().largest()
         shrink = exp2(before - peak)
-        total = code.variable(code.load(kind, state) * shrink.broadcast(_SIDE))
-        line = index // _SIDE * head.weights.group_bytes + index % _SIDE * 64
-        with code.loop(begin, end, _DEPTH) as key:
-            pair = []
-            for half in range(2):
-                score = code.load(kind, scores, key * (4 * _BLOCK) + half * _TILE_BYTES)
-                pair.append(exp2(score - peak.broadcast(_SIDE)))
-                total.set(total.get() + pair[half])
-            head.weights.put(pair[0], pair[1], line + key * (2 * _SIDE))
+        total = code.variable(code.load(kind, state) * shrink)
+        line = index // _SIDE * head.weights.group_bytes + index % _SIDE * (4 * _SIDE)
+        with self.score_pairs(scores, begin, end) as (key, pair):
+            left, right = (exp2(score - peak) for score in pair)
+            total.set(total.get() + (left + right))
+            head.weights.put(left, right, line + key * (2 * _SIDE))
         code.store(total.get(), state)
         code.store(peak, state, _PEAK)
         with code.when(fresh.equals(0)), self.sum_places(index) as (place, _):
-            held = code.load(kind, self.sums, place)
-            code.store(held * shrink.broadcast(_SIDE), self.sums, place)
+            code.store(code.load(kind, self.sums, place) * shrink, self.sums, place)
 
-    def capped(self, score: Value) -> Value:
-        """The soft cap where there is one; of exponents of 2, as scores are."""
-        code, cap = self.code, self.a.number("softcap") * math.log2(math.e)
-        made = code.variable(score)
-        with code.when(cap > 0.0):
-            limit = cap.broadcast(_SIDE)
-            made.set(tanh(made.get() / limit) * limit)
-        return made.get()
+    @contextlib.contextmanager
+    def score_pairs(
+        self, scores: Value, begin: Value, end: Value
+    ) -> Iterator[tuple[Value, list[Value]]]:
+        """Loop over a query's scores, 32 at a time: of which key on they are, and both halves."""
+        code = self.code
+        with code.loop(begin, end, _DEPTH) as key:
+            places = [key * (4 * _BLOCK) + half * _TILE_BYTES for half in range(2)]
+            yield key, [code.load(F32.of(_SIDE), scores, place) for place in places]
 
     @contextlib.contextmanager
     def sum_places(self, index: Value) -> Iterator[tuple[Value, Value]]:
@@ -427,6 +443,11 @@ def _term_pairs(terms: int) -> Iterator[tuple[int, int]]:
     for i in range(terms):
         others = range(terms - i)
         yield from ((i, j) for j in (others if i % 2 else reversed(others)))
+
+
+def _whole(keys: Value) -> Value:
+    """Rounded up to the depth of a tile; negative numbers stay so."""
+    return (keys + (_DEPTH - 1)).signed_shift(5) * _DEPTH
 
 
 def _store_sums(code: Code, tiles: Tiles, memory: Value) -> None:
