@@ -50,8 +50,9 @@ _BLOCK, _BLOCK_BYTES = 2 * _SIDE, 4 * _TILE_BYTES
 # A score that is not seen, and the largest of none: less, so that 2^(the one - the other) is 0.
 _UNSEEN, _NONE = -2e30, -1e30
 
-# Bytes for what is known of a query between spans: weights' sums lane by lane, the largest score.
-_STATE_BYTES, _PEAK = 128, 64
+# Bytes for what is known of a query between spans, and where in them: weights' sums lane by lane,
+# the largest score, and by what all before is to be multiplied.
+_STATE_BYTES, _PEAK, _SHRINK = 128, 64, 68
 
 _SCORES_BYTES = 4 * _BLOCK * SPAN
 
@@ -273,8 +274,11 @@ class _Block:
             self.pack()
             self.make_scores(begin, end)
             self.cap(begin, end)
+            # apart, so that one query's largest score is not waited for before the next's
             with code.loop(0, _BLOCK) as index:
-                self.soften(index, first, begin, end, fresh)
+                self.find_peak(index, first, begin, end)
+            with code.loop(0, _BLOCK) as index:
+                self.soften(index, begin, end, fresh)
             self.add_values(begin, end)
 
     def pack(self) -> None:
@@ -322,7 +326,7 @@ class _Block:
             score = code.load(kind, self.head.scores, place) / limit
             code.store(tanh(score) * limit, self.head.scores, place)
 
-    def hide(self, scores: Value, seen: tuple[Value, Value], begin: Value, end: Value) -> None:
+    def hide(self, index: Value, seen: tuple[Value, Value], begin: Value, end: Value) -> None:
         """Make little of the scores of a query that are not seen, at both ends."""
         code, kind = self.code, F32.of(_SIDE)
         order = code.constant(I32.of(_SIDE), list(range(_SIDE)))
@@ -330,55 +334,54 @@ class _Block:
         inner = minimum(_whole(maximum(seen[0], begin)), end)
         outer = maximum(minimum(seen[1], end).signed_shift(5) * _DEPTH, inner)
         for first, last in ((begin, inner), (outer, end)):
-            with code.loop(first, last, _SIDE) as key:
-                number = order + key.to(I32).broadcast(_SIDE)
-                place = key // _DEPTH * _BLOCK_BYTES + key // _SIDE % 2 * _TILE_BYTES
-                score = code.load(kind, scores, place)
-                inside = (number >= low) & (number < high)
-                code.store(inside.select(score, _UNSEEN), scores, place)
+            with self.places(index, first, last) as (key, places):
+                for half, place in enumerate(places):
+                    number = order + (key + half * _SIDE).to(I32).broadcast(_SIDE)
+                    inside = (number >= low) & (number < high)
+                    score = code.load(kind, self.head.scores, place)
+                    code.store(inside.select(score, _UNSEEN), self.head.scores, place)
 
-    def soften(self, index: Value, first: Value, begin: Value, end: Value, fresh: Value) -> None:
-        """Scores of a query to weights, and its sums so far to the new largest score."""
-        code, head, kind = self.code, self.head, F32.of(_SIDE)
+    def find_peak(self, index: Value, first: Value, begin: Value, end: Value) -> None:
+        """The largest score of a query so far, and by what its sums shrink when it has grown."""
+        code = self.code
         row, _ = self.row_and_member(index)
-        scores = code.offset(head.scores, index // _SIDE * (2 * _TILE_BYTES) + index % _SIDE * 64)
-        seen = head.first_seen(row) - first, self.a.integer("position") + row + 1 - first
-        self.hide(scores, seen, begin, end)
+        seen = self.head.first_seen(row) - first, self.a.integer("position") + row + 1 - first
+        self.hide(index, seen, begin, end)
         state = code.offset(self.state, index * _STATE_BYTES)
         before = code.load(F32, state, _PEAK)
         largest = code.variable(before.broadcast(_SIDE))
-        with self.score_pairs(scores, begin, end) as (_, pair):
-            largest.set(largest.get().maximum(pair[0].maximum(pair[1])))
+        with self.places(index, begin, end) as (_, places):
+            left, right = (code.load(F32.of(_SIDE), self.head.scores, place) for place in places)
+            largest.set(largest.get().maximum(left.maximum(right)))
         peak = largest.get().largest()
-        shrink = exp2(before - peak)
+        code.store(peak, state, _PEAK)
+        code.store(exp2(before - peak), state, _SHRINK)
+
+    def soften(self, index: Value, begin: Value, end: Value, fresh: Value) -> None:
+        """Scores of a query to weights, and its sums so far to the new largest score."""
+        code, head, kind = self.code, self.head, F32.of(_SIDE)
+        state = code.offset(self.state, index * _STATE_BYTES)
+        peak, shrink = (code.load(F32, state, place) for place in (_PEAK, _SHRINK))
         total = code.variable(code.load(kind, state) * shrink)
         line = index // _SIDE * head.weights.group_bytes + index % _SIDE * (4 * _SIDE)
-        with self.score_pairs(scores, begin, end) as (key, pair):
-            left, right = (exp2(score - peak) for score in pair)
+        with self.places(index, begin, end) as (key, places):
+            left, right = (exp2(code.load(kind, head.scores, place) - peak) for place in places)
             total.set(total.get() + (left + right))
             head.weights.put(left, right, line + key * (2 * _SIDE))
         code.store(total.get(), state)
-        code.store(peak, state, _PEAK)
-        with code.when(fresh.equals(0)), self.sum_places(index) as (place, _):
-            code.store(code.load(kind, self.sums, place) * shrink, self.sums, place)
+        with code.when(fresh.equals(0)), self.places(index, 0, head.width) as (_, places):
+            for place in places:
+                code.store(code.load(kind, self.sums, place) * shrink, self.sums, place)
 
     @contextlib.contextmanager
-    def score_pairs(
-        self, scores: Value, begin: Value, end: Value
+    def places(
+        self, index: Value, begin: Value | int, end: Value
     ) -> Iterator[tuple[Value, list[Value]]]:
-        """Loop over a query's scores, 32 at a time: of which key on they are, and both halves."""
-        code = self.code
-        with code.loop(begin, end, _DEPTH) as key:
-            places = [key * (4 * _BLOCK) + half * _TILE_BYTES for half in range(2)]
-            yield key, [code.load(F32.of(_SIDE), scores, place) for place in places]
-
-    @contextlib.contextmanager
-    def sum_places(self, index: Value) -> Iterator[tuple[Value, Value]]:
-        """Loop over a query's sums: where each 16 are, and which columns."""
+        """Loop over a query's scores or sums, 32 at a time: of what on, and where each 16 are."""
         line = index // _SIDE * (2 * _TILE_BYTES) + index % _SIDE * (4 * _SIDE)
-        with self.code.loop(0, self.head.width, _SIDE) as column:
-            block, half = column // _BLOCK, column // _SIDE % 2
-            yield block * _BLOCK_BYTES + half * _TILE_BYTES + line, column
+        with self.code.loop(begin, end, _BLOCK) as first:
+            place = first * (4 * _BLOCK) + line
+            yield first, [place, place + _TILE_BYTES]
 
     def add_values(self, begin: Value, end: Value) -> None:
         """Weights times values, 32 columns of these at a time."""
@@ -396,16 +399,14 @@ class _Block:
 
     def finish(self) -> None:
         """Sums over the weights', into the output."""
-        code, head = self.code, self.head
+        code, head, kind = self.code, self.head, F32.of(_SIDE)
         with code.loop(0, self.count) as index:
-            total = code.load(F32.of(_SIDE), self.state, index * _STATE_BYTES).total()
-            factor, out = (
-                (code.constant(F32, 1.0) / total).broadcast(_SIDE),
-                self.place(index, "out"),
-            )
-            with self.sum_places(index) as (place, column):
-                made = code.load(F32.of(_SIDE), self.sums, place) * factor
-                store_first(out, made, column * 4, head.head_dim - column)
+            total = code.load(kind, self.state, index * _STATE_BYTES).total()
+            factor, out = code.constant(F32, 1.0) / total, self.place(index, "out")
+            with self.places(index, 0, head.width) as (first, places):
+                for half, place in enumerate(places):
+                    made, column = code.load(kind, self.sums, place) * factor, first + half * _SIDE
+                    store_first(out, made, column * 4, head.head_dim - column)
 
 
 def _multiply(
