@@ -175,7 +175,7 @@ class _Head(HeadCache):
             self.pack_keys(first, stop)
             self.pack_values(first, stop)
             with self.own_blocks() as block:
-                block.attend(first, stop, fresh=first.equals(start))
+                block.attend(first, stop)
         with self.own_blocks() as block:
             block.finish()
 
@@ -250,11 +250,9 @@ class _Block:
         self.state = head.code.offset(head.state, self.first * _STATE_BYTES)
 
     def begin(self) -> None:
-        """No sums, no weights."""
+        """No weights."""
         code = self.code
         zeros = code.constant(F32.of(_SIDE), 0.0)
-        with code.loop(0, self.head.width * (4 * _BLOCK), 4 * _SIDE) as place:
-            code.store(zeros, self.sums, place)
         with code.loop(0, _BLOCK * _STATE_BYTES, _STATE_BYTES) as place:
             code.store(zeros, self.state, place)
             code.store(code.constant(F32, _NONE), self.state, place + _PEAK)
@@ -263,11 +261,12 @@ class _Block:
         query = minimum(self.first + index, self.head.queries - 1)
         return query // self.head.group, query % self.head.group
 
-    def attend(self, first: Value, stop: Value, fresh: Value) -> None:
-        """Take what these queries see of a span, in whole tiles."""
+    def attend(self, first: Value, stop: Value) -> None:
+        """Take what these queries see of a span, in whole tiles; in the first one, sums begin."""
         code, head, zero = self.code, self.head, self.code.constant(I64, 0)
         rows = [self.row_and_member(zero + i)[0] for i in (0, _BLOCK - 1)]
-        begin = maximum(head.first_seen(rows[0]) - first, zero) // _DEPTH * _DEPTH
+        begin = head.first_seen(rows[0]) - first
+        fresh, begin = begin >= 0, maximum(begin, zero) // _DEPTH * _DEPTH
         end = minimum(self.a.integer("position") + rows[1] + 1, stop) - first
         end = _whole(end)
         with code.when(begin < end):
@@ -279,7 +278,7 @@ class _Block:
                 self.find_peak(index, first, begin, end)
             with code.loop(0, _BLOCK) as index:
                 self.soften(index, begin, end, fresh)
-            self.add_values(begin, end)
+            self.add_values(begin, end, fresh)
 
     def pack(self) -> None:
         """Queries times the scale, so that scores are exponents of 2."""
@@ -308,8 +307,7 @@ class _Block:
         tiles = code.isa.tiles
         assert tiles is not None
         with code.loop(begin, end, _BLOCK) as key:
-            for index in range(4):
-                tiles.clear(code, index)
+            _clear_sums(code, tiles)
             zero = code.constant(I64, 0)
             sides = head.packed_queries, (0, zero), head.packed_keys, (key // _SIDE, zero)
             _multiply(code, tiles, *sides, head.width)
@@ -383,16 +381,17 @@ class _Block:
             place = first * (4 * _BLOCK) + line
             yield first, [place, place + _TILE_BYTES]
 
-    def add_values(self, begin: Value, end: Value) -> None:
+    def add_values(self, begin: Value, end: Value, fresh: Value) -> None:
         """Weights times values, 32 columns of these at a time."""
         code, head = self.code, self.head
         tiles = code.isa.tiles
         assert tiles is not None
         with code.loop(0, head.width, _BLOCK) as column:
             sums = code.offset(self.sums, column * (4 * _BLOCK))
-            for index in range(4):
-                tile = code.offset(sums, index * _TILE_BYTES)
-                tiles.load(code, index, tile, code.constant(I64, 4 * _SIDE))
+            with code.when(fresh):
+                _clear_sums(code, tiles)
+            with code.when(fresh.equals(0)):
+                _load_sums(code, tiles, sums)
             sides = head.weights, (0, begin), head.packed_values, (column // _SIDE, begin)
             _multiply(code, tiles, *sides, end - begin)
             _store_sums(code, tiles, sums)
@@ -451,8 +450,19 @@ def _whole(keys: Value) -> Value:
     return (keys + (_DEPTH - 1)).signed_shift(5) * _DEPTH
 
 
+def _clear_sums(code: Code, tiles: Tiles) -> None:
+    for index in range(4):
+        tiles.clear(code, index)
+
+
+def _load_sums(code: Code, tiles: Tiles, memory: Value) -> None:
+    """Four tiles of sums, on end; so are they stored."""
+    for index in range(4):
+        tile = code.offset(memory, index * _TILE_BYTES)
+        tiles.load(code, index, tile, code.constant(I64, 4 * _SIDE))
+
+
 def _store_sums(code: Code, tiles: Tiles, memory: Value) -> None:
-    """Four tiles of sums, on end."""
     for index in range(4):
         tile = code.offset(memory, index * _TILE_BYTES)
         tiles.store(code, index, tile, code.constant(I64, 4 * _SIDE))
