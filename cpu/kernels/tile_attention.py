@@ -54,6 +54,9 @@ _UNSEEN, _NONE = -2e30, -1e30
 # the largest score, and by what all before is to be multiplied.
 _STATE_BYTES, _PEAK, _SHRINK = 128, 64, 68
 
+# What memory brings at a time, in bytes.
+_LINE = 64
+
 _SCORES_BYTES = 4 * _BLOCK * SPAN
 
 
@@ -278,7 +281,14 @@ class _Block:
                 self.find_peak(index, first, begin, end)
             with code.loop(0, _BLOCK) as index:
                 self.soften(index, begin, end, fresh)
+                self.ask(index)
             self.add_values(begin, end, fresh)
+
+    def ask(self, index: Value) -> None:
+        """Have memory bring the query of the next block that is in this one's place."""
+        ahead = index + self.a.integer("parts") * _BLOCK
+        with self.code.loop(0, self.head.head_dim * 4, _LINE) as line:
+            self.code.prefetch(self.place(ahead, "query"), line)
 
     def pack(self) -> None:
         """Queries times the scale, so that scores are exponents of 2."""
