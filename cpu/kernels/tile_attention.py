@@ -179,8 +179,6 @@ class _Head(HeadCache):
             self.pack_values(first, stop)
             with self.own_blocks() as block:
                 block.attend(first, stop)
-        with self.own_blocks() as block:
-            block.finish()
 
     @contextlib.contextmanager
     def own_blocks(self) -> Iterator[_Block]:
@@ -270,8 +268,8 @@ class _Block:
         rows = [self.row_and_member(zero + i)[0] for i in (0, _BLOCK - 1)]
         begin = head.first_seen(rows[0]) - first
         fresh, begin = begin >= 0, maximum(begin, zero) // _DEPTH * _DEPTH
-        end = minimum(self.a.integer("position") + rows[1] + 1, stop) - first
-        end = _whole(end)
+        last = self.a.integer("position") + rows[1] + 1
+        end = _whole(minimum(last, stop) - first)
         with code.when(begin < end):
             self.pack()
             self.make_scores(begin, end)
@@ -283,6 +281,8 @@ class _Block:
                 self.soften(index, begin, end, fresh)
                 self.ask(index)
             self.add_values(begin, end, fresh)
+            with code.when(last <= stop):
+                self.finish()
 
     def ask(self, index: Value) -> None:
         """Have memory bring the query of the next block that is in this one's place."""
