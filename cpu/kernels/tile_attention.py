@@ -285,10 +285,12 @@ class _Block:
                 self.finish()
 
     def ask(self, index: Value) -> None:
-        """Have memory bring the query of the next block that is in this one's place."""
+        """Have memory bring where a query's values go, and the query in its place a block ahead."""
         ahead = index + self.a.integer("parts") * _BLOCK
+        query, out = self.place(ahead, "query"), self.place(index, "out")
         with self.code.loop(0, self.head.head_dim * 4, _LINE) as line:
-            self.code.prefetch(self.place(ahead, "query"), line)
+            self.code.prefetch(query, line)
+            self.code.prefetch(out, line)
 
     def pack(self) -> None:
         """Queries times the scale, so that scores are exponents of 2."""
