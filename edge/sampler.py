@@ -7,16 +7,19 @@ softmax, draw. So settings published with a checkpoint mean here what they mean 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import BadTokens, UsageError
+
+if TYPE_CHECKING:
+    import random
 
 # Tokens that top-p sorts first. Most of the mass of a trained model lies in far fewer, and sorting
 # 256 of 150,000 costs a tenth of sorting all; where they do not suffice, 8 times as many are tried.
@@ -78,6 +81,8 @@ class Sampler:
     @cached_property
     def _random(self) -> random.Random:
         """Made when first drawn from. NumPy's would take 7 MB more, half of that OpenSSL."""
+        import random
+
         seed = self.sampling.seed
         return random.Random(None if seed is None else int(seed))  # noqa: S311
 

@@ -16,10 +16,13 @@ examples:
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
 
 # The verb's own imports wait until it is used: a peer's Python, which imports this package for
-# `worker` and its side, has none of Lutra's dependencies.
+# `worker` and its side, has none of Lutra's dependencies, and no side is to be charged for them.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

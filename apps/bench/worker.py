@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +57,8 @@ def _answer(side: Side, request: dict[str, Any]) -> Answer:
     except Refusal as error:
         return {"error": {"kind": error.kind, "what": error.what, "cure": error.cure}}
     except Exception as error:
+        import traceback  # its memory would be measured as the side's
+
         traceback.print_exc()
         what = f"{type(error).__name__}: {error}"
         return {"error": {"kind": "LutraError", "what": what, "cure": ""}}
