@@ -58,14 +58,16 @@ class Call:
 class Lowered:
     """The calls of a step, which may leave out the last of them.
 
-    `arguments` are those of all calls, by slot, and `dynamic` which of them change from step to
-    step. `body` calls come before the head, and `logits` before what picks the best token. `ends`
-    has, for every op of the graph in order, how many calls there are up to and with it.
+    `kernels` are those called, by name; `arguments` those of all calls, by slot; `dynamic` which of
+    these change from step to step. `body` calls come before the head, and `logits` before what
+    picks the best token. `ends` has, for every op of the graph in order, how many calls there are
+    up to and with it.
     """
 
     calls: list[Call] = field(default_factory=list)
     arguments: array[int] = field(default_factory=lambda: array("q"))
     dynamic: dict[Dynamic, list[int]] = field(default_factory=dict)
+    kernels: dict[str, Kernel] = field(default_factory=dict)
     ends: list[int] = field(default_factory=list)
     body: int = 0
     logits: int = 0
@@ -73,6 +75,7 @@ class Lowered:
     def add(self, kernel: Kernel, arguments: Mapping[str, int | Dynamic]) -> None:
         """One call more, with what each of its kernel's slots holds."""
         assert len(arguments) == len(kernel.slots), set(arguments) ^ set(kernel.slots)
+        kernel = self.kernels.setdefault(kernel.name, kernel)  # two of the same name are the same
         self.calls.append(Call(kernel, len(self.arguments)))
         for slot in kernel.slots:
             value = arguments[slot]
