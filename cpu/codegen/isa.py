@@ -17,7 +17,8 @@ class CodeLayout:
     of vector i go into accumulator `slots[i]`; in accumulator s, lane j belongs to row `rows[s][j]`
     and is `factors[s]` times too large. Where `alternating`, even lanes take the first 4 of the 8
     weights and odd lanes the last 4, so that a row has two lanes; else `halves[i]` says which 4
-    vector i takes. Codes are less by `offset`.
+    vector i takes. Codes are less by `offset`. To save masks, bytes for accumulator s may hold the
+    codes of slots `mixed[s]` beside its own; once a block, the sums of these are subtracted.
 
     A tile of 64 rows is as many of these as it takes: narrow vectors take few rows at a time, so
     that all accumulators stay in registers.
@@ -30,10 +31,20 @@ class CodeLayout:
     halves: tuple[int, ...] = ()
     offset: int = 0
     row_count: int = 64
+    mixed: tuple[tuple[int, ...], ...] = ()
+
+    def mixed_with(self, slot: int) -> tuple[int, ...]:
+        """Slots whose codes are in an accumulator beside its own."""
+        return self.mixed[slot] if self.mixed else ()
+
+    def whole_factor(self, slot: int) -> int:
+        """Factors of all codes in an accumulator together."""
+        return sum(self.factors[held] for held in (slot, *self.mixed_with(slot)))
 
     def largest_code(self, bits: int) -> int:
         """Of the bytes that vectors hold, factors included."""
-        return ((1 << bits) - 1 - self.offset) * max(self.factors)
+        worth = max(self.whole_factor(slot) for slot in self.slots)
+        return ((1 << bits) - 1 - self.offset) * worth
 
     def products_a_step(self) -> int:
         """Vectors of a step whose products share an accumulator."""

@@ -57,6 +57,7 @@ class _Tile(Outputs):
     def __init__(self, code: Code, a: Arguments, thread: Thread, tile: Value, shape: Shape) -> None:
         super().__init__(code, a, tile, shape, code.isa.many)
         assert not self.layout.alternating
+        assert not self.layout.mixed
         self.rows = a.integer("rows")
         self.x = code.offset(a.pointer("x"), a.integer("x_private") * thread.index)
         self.panel = code.offset(a.pointer("panels"), thread.index * PANEL_BYTES)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from cpu.codegen.isa import Expansion
+from cpu.codegen.isa import CodeLayout, Expansion
 from cpu.codegen.language import F16, F32, I8, I32, I64, Code, Value, Variable
 from cpu.kernels.kernel import Arguments, minimum
 from cpu.kernels.products import NarrowProducts, Products, Terms, WideProducts, joined
@@ -21,7 +21,7 @@ from edge.planes import QUAD, STEP, TILE
 # Weights that share an accumulation where a scale covers more of the row.
 WIDE_BLOCK = 128
 
-# Of slots: scales of weights, None where a row has one; and sums of blocks.
+# Of vectors of sums: scales of weights, None where a row has one; and sums of blocks.
 Scales = Sequence[Value | None]
 Sums = Sequence[Variable]
 
@@ -56,6 +56,47 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Lanes:
+    """Of a vector of float32 sums: the slots it is made of; of its lanes, rows and factors."""
+
+    slots: tuple[int, ...]
+    rows: tuple[int, ...]
+    factors: tuple[int, ...]
+
+
+def lanes_of(layout: CodeLayout) -> list[Lanes]:
+    """A vector of sums for each slot, or where a row has two lanes, for a slot and one further on.
+
+    Of two slots, the second is half of all slots further on: neither is mixed with the other.
+    """
+    count = len(layout.rows)
+    factors = [(factor,) * len(layout.rows[0]) for factor in layout.factors]
+    if not layout.alternating:
+        return [Lanes((s,), layout.rows[s], factors[s]) for s in range(count)]
+    even, _ = _neighbours(len(layout.rows[0]))
+
+    def taken(values: Sequence[tuple[int, ...]], first: int) -> tuple[int, ...]:
+        both = values[first] + values[first + count // 2]
+        return tuple(both[lane] for lane in even)
+
+    return [
+        Lanes((first, first + count // 2), taken(layout.rows, first), taken(factors, first))
+        for first in range(count // 2)
+    ]
+
+
+def _neighbours(lanes: int) -> tuple[list[int], list[int]]:
+    """Even and odd lanes of two vectors: by turns 2 of each, as within 16 bytes costs least."""
+    even = [
+        vector * lanes + lane
+        for first in range(0, lanes, 4)
+        for vector in range(2)
+        for lane in (first, first + 2)
+    ]
+    return even, [lane + 1 for lane in even]
+
+
+@dataclass(frozen=True)
 class Piece:
     """Some outputs of a block: those of `slots` of the layout's rows from `part` on."""
 
@@ -73,6 +114,7 @@ class Outputs:
         self.code, self.a, self.shape, self.tile = code, a, shape, tile
         self.form, self.expand = shape.form, expansion.expand
         self.layout = expansion.layout(shape.form.bits)
+        self.lanes = lanes_of(self.layout)
         self.parts = range(0, TILE, self.layout.row_count)
         width = a.integer("width")
         self.steps = (width + (STEP - 1)) // STEP
@@ -156,7 +198,7 @@ class Outputs:
         if self.form.asymmetric or self.form.bits == 1:
             return [high, [code.variable(nothing) for _ in slots]]
         zero = int(self.form.zero) - self.layout.offset
-        factors = [self.layout.factors[slot] for slot in slots]
+        factors = [self.layout.whole_factor(slot) for slot in slots]
         lows = {factor: self.block_sums(x, block, -zero * factor) for factor in set(factors)}
         return [high, [code.variable(lows[factor]) for factor in factors]]
 
@@ -166,16 +208,25 @@ class Outputs:
         offset = self.a.integer("row_sums") + block * 8
         if self.layout.alternating:
             return code.load(I64, x, offset).broadcast(lanes // 2).cast(I32.of(lanes)) * factor
-        both = code.load(I32, x, offset) + code.load(I32, x, offset + 4)
-        return (both * factor).broadcast(lanes)
+        return self.whole_sums(x, block, factor)
+
+    def whole_sums(self, x: Value, block: Value, factor: int = 1) -> Value:
+        """Sum of a block's x in each lane, times a factor."""
+        offset = self.a.integer("row_sums") + block * 8
+        both = self.code.load(I32, x, offset) + self.code.load(I32, x, offset + 4)
+        return (both * factor).broadcast(self.code.isa.lanes)
+
+    def lanes_in(self, slots: Sequence[int]) -> list[Lanes]:
+        """The vectors of sums of some slots."""
+        return [lanes for lanes in self.lanes if lanes.slots[0] in slots]
 
     def weight_scales(self, block: Value, part: int, slots: Sequence[int]) -> list[Value | None]:
-        """Scales of a block's weights in the lanes of accumulators; None where a row has one."""
+        """Scales of a block's weights in the lanes of sums; None where a row has one."""
         if not self.shape.grouped:
-            return [None] * len(slots)
+            return [None] * len(self.lanes_in(slots))
         place, kind = self.scales_place(block) + 2 * part, F16.of(self.layout.row_count)
         rows = self.code.load(kind, self.a.pointer("scales"), place)
-        return [rows.shuffle(self.layout.rows[slot]).to(F32) for slot in slots]
+        return [rows.shuffle(lanes.rows).to(F32) for lanes in self.lanes_in(slots)]
 
     def scales_place(self, block: Value) -> Value:
         """Where the scales of a group are, in bytes."""
@@ -183,57 +234,68 @@ class Outputs:
 
     def add_scaled(self, x: Value, piece: Piece, terms: Terms, scales: Scales, sums: Sums) -> None:
         """sums += (256 * high + low) * activation scale * weight scale."""
-        code, lanes = self.code, self.code.isa.lanes
-        block, part, slots = piece.block, piece.part, piece.slots
+        code, block, part = self.code, piece.block, piece.part
         activation = code.load(F32, x, self.a.integer("row_scales") + block * 4)
-        for slot, made, scale, total in zip(slots, joined(terms), scales, sums, strict=True):
-            factor = (activation * (1 / self.layout.factors[slot])).broadcast(lanes)
-            if scale is not None:
-                factor = factor * scale
+        factor, dots = activation.broadcast(code.isa.lanes), self._dots(piece.slots, terms)
+        taken = self.lanes_in(piece.slots)
+        for lanes, made, scale, total in zip(taken, dots, scales, sums, strict=True):
             if self.form.bits == 1:
-                less_zeros = self._less_halves(made, x, block, part, slot)
+                less_zeros = self._less_halves(made, x, block, part, lanes)
             elif self.form.asymmetric:
-                less_zeros = (made - self._zero_product(x, block, part, slot)).to(F32)
+                less_zeros = (made - self._zero_product(x, block, part, lanes)).to(F32)
             else:
                 less_zeros = made.to(F32)
-            total.set(less_zeros.fma(factor, total.get()))
+            scaled = factor if scale is None else factor * scale
+            total.set(less_zeros.fma(scaled, total.get()))
 
-    def _zero_product(self, x: Value, block: Value, part: int, slot: int) -> Value:
-        """Zero times the sum of a block's x, in the lanes of an accumulator."""
-        zeros = self._zeros(block, part, slot) - self.layout.offset
-        return zeros * self.block_sums(x, block) * self.layout.factors[slot]
+    def _dots(self, slots: Sequence[int], terms: Terms) -> Iterator[Value]:
+        """256 * high + low in the lanes of sums, less what was mixed in."""
+        made = dict(zip(slots, joined(terms), strict=True))
+        dots = dict[int, Value]()
+        for lanes in self.lanes_in(slots):
+            slot = lanes.slots[0]
+            dots[slot] = _added([made[held] for held in lanes.slots])
+            for other in self.layout.mixed_with(slot):
+                dots[slot] = dots[slot] - dots[other]
+            yield dots[slot]
 
-    def _less_halves(self, made: Value, x: Value, block: Value, part: int, slot: int) -> Value:
-        """An accumulator less zero times the sum, in float32, where zeros are parts of a code.
+    def _zero_product(self, x: Value, block: Value, part: int, lanes: Lanes) -> Value:
+        """Zero times the sum of a block's x, in the lanes of a sum."""
+        zeros = self._zeros(block, part, lanes) - self.layout.offset
+        return zeros * self.whole_sums(x, block) * self.code.constant(zeros.type, lanes.factors)
+
+    def _less_halves(self, made: Value, x: Value, block: Value, part: int, lanes: Lanes) -> Value:
+        """Dot products less zero times the sum, in float32, where zeros are parts of a code.
 
         Sums have 23 bits at most, so with a zero of 1/2 nothing is rounded.
         """
-        form, factor = self.form, self.layout.factors[slot]
-        sums = self.block_sums(x, block).to(F32)
+        form = self.form
+        sums = self.whole_sums(x, block).to(F32)
+        factors = self.code.constant(sums.type, lanes.factors)
         if form.asymmetric:
-            zeros = self._zeros(block, part, slot) - form.zero_first
+            zeros = self._zeros(block, part, lanes) - form.zero_first
             minus = (zeros - form.zero_parts * self.layout.offset).to(F32)
-            minus = minus * (-factor / form.zero_parts)
+            minus = minus * (-1 / form.zero_parts)
         else:
-            minus = self.code.like(sums, (self.layout.offset - form.zero) * factor)
-        return sums.fma(minus, made.to(F32))
+            minus = self.code.like(sums, self.layout.offset - form.zero)
+        return sums.fma(minus * factors, made.to(F32))
 
-    def _zeros(self, block: Value, part: int, slot: int) -> Value:
-        """Zeros of a block as they are stored, in the lanes of an accumulator."""
+    def _zeros(self, block: Value, part: int, lanes: Lanes) -> Value:
+        """Zeros of a block as they are stored, in the lanes of a sum."""
         code = self.code
         index = self.tile * self.blocks + block if self.shape.grouped else self.tile
         kind, place = I8.of(self.layout.row_count), index * TILE + part
         zeros = code.load(kind, self.a.pointer("zeros"), place)
-        return zeros.shuffle(self.layout.rows[slot]).to(I32, unsigned=True)
+        return zeros.shuffle(lanes.rows).to(I32, unsigned=True)
 
     def finish(self, row: Value, part: int, sums: list[Value]) -> None:
-        """Put the outputs in order, apply scales that are a whole row's, add the bias, store."""
+        """Put outputs in order, undo factors, apply scales that are a row's, add the bias."""
         code, a, kind = self.code, self.a, F32.of(self.layout.row_count)
-        if self.layout.alternating:
-            even, odd = (range(first, code.isa.lanes, 2) for first in range(2))
-            sums = [s.shuffle(list(even)) + s.shuffle(list(odd)) for s in sums]
-        step = 2 if self.layout.alternating else 1
-        held = [row for rows in self.layout.rows for row in rows[::step]]
+        sums = [
+            total * code.constant(total.type, [1 / factor for factor in lanes.factors])
+            for total, lanes in zip(sums, self.lanes, strict=True)
+        ]
+        held = [row for lanes in self.lanes for row in lanes.rows]
         outputs = concatenated(sums).shuffle([held.index(row) for row in range(len(held))])
         offset = self.tile * (4 * TILE) + 4 * part
         if self.form.granularity == "channel":
@@ -242,6 +304,15 @@ class Outputs:
             outputs = outputs * code.load(F32, a.pointer("scales"))
         bias = code.load(kind, a.pointer("bias"), offset)
         code.store(outputs + bias, a.pointer("out"), row * a.integer("out_stride") + offset)
+
+
+def _added(made: Sequence[Value]) -> Value:
+    """Accumulators in the lanes of a sum: of two, neighbouring lanes are added."""
+    if len(made) == 1:
+        return made[0]
+    first, second = made
+    even, odd = (first.shuffle(lanes, second) for lanes in _neighbours(first.type.lanes))
+    return even + odd
 
 
 def concatenated(vectors: Sequence[Value]) -> Value:

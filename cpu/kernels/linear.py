@@ -69,7 +69,7 @@ class DecodeTile(Outputs):
     def one_row(self, row: Value) -> None:
         code, x = self.code, self.code.offset(self.x, row * self.a.integer("x_stride"))
         zero = code.constant(F32.of(code.isa.lanes), 0.0)
-        sums = [[code.variable(zero) for _ in self.layout.rows] for _ in self.parts]
+        sums = [[code.variable(zero) for _ in self.lanes] for _ in self.parts]
         whole = self.a.integer("width") // self.shape.block
         streams = code.isa.reading.streams
         length = whole // streams

@@ -259,10 +259,11 @@ def expand_case(
     codes = rng.integers(0, 1 << bits, (TILE, STEP), np.uint8)
     wanted = np.zeros((len(layout.slots), isa.lanes, 4), np.int64)
     for place, slot in enumerate(layout.slots):
-        for lane, row in enumerate(layout.rows[slot]):
+        for lane in range(isa.lanes):
             half = lane % 2 if layout.alternating else layout.halves[place]
-            taken = codes[row, 4 * half : 4 * half + 4].astype(np.int64)
-            wanted[place, lane] = (taken - layout.offset) * layout.factors[slot]
+            for held in (slot, *layout.mixed_with(slot)):
+                taken = codes[layout.rows[held][lane], 4 * half : 4 * half + 4].astype(np.int64)
+                wanted[place, lane] += (taken - layout.offset) * layout.factors[held]
     case = Case(
         f"{kernel.name} {isa.name}",
         {"planes": pack_planes(codes, bits), "out": np.zeros(wanted.shape, np.uint8)},
