@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from cpu.codegen.isa import CodeLayout, Expansion, Isa, Reading, Tiles, byte_layout
 from cpu.codegen.language import F32, I8, I32, I64, POINTER, Code, Value
@@ -250,9 +251,11 @@ def _isa(
 
 
 # Scheduled for Zen, two threads of a Zen 5 read w4g64 at 44 GB/s, as they read for a plain sum, and
-# scheduled for Ice Lake, Skylake or Sapphire Rapids at 40. Prefill is as fast either way.
-_VNNI = _isa(
-    "x86-vnni", "icelake-server", "znver4", _AVX512, Reading(1, 6144, keep=False), tiles=None
+# scheduled for Ice Lake, Skylake or Sapphire Rapids at 40. Prefill is as fast either way. A step a
+# turn asks for 4 lines at once at 4 bits, which reads 3 % faster than 8; the rest is as fast.
+_VNNI = replace(
+    _isa("x86-vnni", "icelake-server", "znver4", _AVX512, Reading(1, 6144, keep=False), tiles=None),
+    unroll=1,
 )
 
 # By the feature that a target must name, the least first.
