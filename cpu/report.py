@@ -137,10 +137,12 @@ def _linear(form: Format, kernels: Kernels) -> Subject:
 
 def _lookup(form: Format, kernels: Kernels) -> Subject:
     """Each digit of each plane of 4 weights is a lookup."""
-    block, uses = block_of(form) * TILE, lookup.DIGITS * form.bits
+    block = block_of(form) * TILE
 
-    def count(_: Isa, loop: Loop) -> float:
-        return QUAD * loop.lookups() / uses
+    def count(isa: Isa, loop: Loop) -> float:
+        paired = isa.tables is not None and isa.tables.add_pairs is not None
+        planes = form.bits + form.bits % 2 if paired else form.bits
+        return QUAD * loop.lookups() / (lookup.DIGITS * planes)
 
     kernel = kernels[f"lookup_{form}"]
     return Subject(f"lookup {form}", kernel, "weights", count, block, most=Loop.lookups)

@@ -128,12 +128,27 @@ class Lookup(Protocol):
     def __call__(self, code: Code, table: Value, indices: Value) -> Value: ...
 
 
+class PairSum(Protocol):
+    """sums[j] += found[2j] * worths[0] + found[2j+1] * worths[1].
+
+    Of bytes, signed or not, in int16; or of int16 in int32.
+    """
+
+    def __call__(
+        self, code: Code, sums: Value, found: Value, worths: tuple[int, int], *, signed: bool
+    ) -> Value: ...
+
+
 @dataclass(frozen=True)
 class TableLookup:
-    """Decode by tables of partial sums (`kernels.lookup`) in place of dot products, at `bits`."""
+    """Decode by tables of partial sums (`kernels.lookup`) in place of dot products, at `bits`.
+
+    With `add_pairs`, two planes are looked up side by side and joined as they are widened.
+    """
 
     lookup: Lookup
     bits: tuple[int, ...]
+    add_pairs: PairSum | None = None
 
 
 # Of codes of up to 4 bits as floats: bits of a mantissa, behind which nothing is to be subtracted.

@@ -34,6 +34,13 @@ _MULTIPLIERS: tuple[tuple[str, dict[str, int]], ...] = (
 )
 
 
+# What looks up bytes, and how many.
+_LOOKUPS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("tbl", {"16b": 16}),
+    ("vpshufb", {"zmm": 64, "ymm": 32, "xmm": 16}),
+)
+
+
 @dataclass(frozen=True)
 class Loop:
     """A loop: its instructions in order, those of loops within it apart."""
@@ -51,7 +58,11 @@ class Loop:
 
     def lookups(self) -> int:
         """Bytes looked up in tables."""
-        return 16 * self.mnemonics()["tbl"]
+        return sum(
+            _lanes(text, pattern, lanes)
+            for text in self.instructions
+            for pattern, lanes in _LOOKUPS
+        )
 
     def products(self) -> int:
         """Multiplications of a turn, of the kind that is the loop's work; 0 where it has none."""

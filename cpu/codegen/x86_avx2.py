@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from cpu.codegen.isa import CodeLayout, Expansion, Isa, Widening, byte_layout
+from cpu.codegen.isa import CodeLayout, Expansion, Isa, TableLookup, Widening, byte_layout
 from cpu.codegen.language import I1, I8, I16, I64, Code, Value
 from cpu.codegen.transpose import expand_transposed, transposed_layout, unpack_lanes
 from cpu.codegen.x86 import TRIPLE, WORDS, pause
 
 _AVX2_BYTES, _AVX512_BYTES = 32, 64
 _PAIRS = {_AVX2_BYTES: "llvm.x86.avx2.pmadd.ub.sw", _AVX512_BYTES: "llvm.x86.avx512.pmaddubs.w.512"}
+_SHUFFLES = {_AVX2_BYTES: "llvm.x86.avx2.pshuf.b", _AVX512_BYTES: "llvm.x86.avx512.pshuf.b.512"}
 _QUADS = {_AVX2_BYTES: "llvm.x86.avx2.pmadd.wd", _AVX512_BYTES: "llvm.x86.avx512.pmaddw.d.512"}
 
 
@@ -108,6 +109,23 @@ def _dot_bytes(code: Code, accumulator: Value, codes: Value, activations: Value)
     return accumulator
 
 
+def _lookup(code: Code, table: Value, indices: Value) -> Value:
+    return code.intrinsic(_SHUFFLES[table.type.lanes], table.type, table, indices)
+
+
+def _add_pairs(
+    code: Code, sums: Value, found: Value, worths: tuple[int, int], *, signed: bool
+) -> Value:
+    """2 instructions."""
+    factors = code.constant(found.type, list(worths) * (found.type.lanes // 2))
+    if found.type.element == "i16":
+        name, operands = _QUADS[code.isa.vector_bytes], (found, factors)
+    else:  # bytes without a sign by those with one
+        name = _PAIRS[code.isa.vector_bytes]
+        operands = (factors, found) if signed else (found, factors)
+    return sums + code.intrinsic(name, sums.type, *operands)
+
+
 _WIDENING = Widening(pair=2, widen=_widen)
 
 _TRANSPOSED = Expansion(_avx2_layout, _avx2_expand)
@@ -127,6 +145,7 @@ TABLES: dict[str, Isa] = {
         dot=_dot,
         widening=_WIDENING,
         dot_bytes=_dot_bytes,
+        tables=TableLookup(_lookup, (1, 2, 3, 4), _add_pairs),
         pause=pause,
     ),
     "avx512": Isa(

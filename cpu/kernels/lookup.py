@@ -9,13 +9,16 @@ the products are the same integers as those of `linear`.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.codegen.isa import CodeLayout, Expansion
+from cpu.codegen.isa import CodeLayout, Expansion, PairSum, TableLookup
 from cpu.codegen.language import I8, I16, I32, Code, Value, Variable
+from cpu.codegen.transpose import transposed_layout, unpack_lanes
 from cpu.kernels import linear
 from cpu.kernels.blocks import Piece, Shape, concatenated
 from cpu.kernels.kernel import Arguments, Kernel, Thread
@@ -37,8 +40,9 @@ _TOGETHER = 2
 # Rows of a vector of sums.
 _HALF = 8
 
-# Sums by digit, by plane, by vector.
-Counts = list[list[list[Variable]]]
+# Sums by plane, by vector; and those of each digit.
+Planes = list[list[Variable]]
+Counts = list[Planes]
 
 TABLES_SLOTS = ("x", "out", "rows", "width", "padded", "x_stride", "x_private", "out_stride")
 
@@ -102,7 +106,7 @@ SLOTS = (*linear.SLOTS, "tables", "tables_stride")
 
 
 def lookup_kernel(form: Format) -> Kernel:
-    """The same as `linear.linear_kernel`, of quantized rows and their tables, at 1 or 2 bits.
+    """The same as `linear.linear_kernel`, of quantized rows and their tables, up to 4 bits.
 
     The twin is `linear.linear`: the integers are the same.
     """
@@ -110,8 +114,14 @@ def lookup_kernel(form: Format) -> Kernel:
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         first, last = thread.share(a.integer("tiles"))
+        tables = code.isa.tables
+        assert tables is not None
         with code.loop(first, last) as tile:
-            _LookupTile(code, a, thread, tile, shape).run()
+            if tables.add_pairs is None:
+                expansion = Expansion(_layout, _nibbles)
+                _LookupTile(code, a, thread, tile, shape, tables, expansion).run()
+            else:
+                _PairedTile(code, a, thread, tile, shape, tables, tables.add_pairs).run()
 
     return Kernel(f"lookup_{form}", SLOTS, body)
 
@@ -140,10 +150,18 @@ def _nibbles(code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[Value]:
 class _LookupTile(linear.DecodeTile):
     """Writes the code for 64 outputs of one tile, row after row."""
 
-    def __init__(self, code: Code, a: Arguments, thread: Thread, tile: Value, shape: Shape) -> None:
-        super().__init__(code, a, thread, tile, shape, Expansion(_layout, _nibbles))
-        assert code.isa.tables is not None
-        self.lookup = code.isa.tables.lookup
+    def __init__(
+        self,
+        code: Code,
+        a: Arguments,
+        thread: Thread,
+        tile: Value,
+        shape: Shape,
+        tables: TableLookup,
+        expansion: Expansion,
+    ) -> None:
+        super().__init__(code, a, thread, tile, shape, expansion)
+        self.lookup = tables.lookup
         self.vector_count = self.layout.row_count // code.isa.vector_bytes
 
     def one_row(self, row: Value) -> None:
@@ -156,13 +174,12 @@ class _LookupTile(linear.DecodeTile):
     ) -> None:
         self.prefetch_scales(block)
         for part, totals in zip(self.parts, sums, strict=True):
-            terms = self.start(x, block, self.slots)
             counts = self.no_counts()
             together = _TOGETHER if last is None else 1
             end = first + self.shape.steps if last is None else last
             with self.code.loop(first, end, together) as index:
                 self.look_up([index + i for i in range(together)], part, counts)
-            _add_digits(terms, [_joined_planes(planes) for planes in counts])
+            terms = self.terms(x, block, counts)
             scales = self.weight_scales(block, part, self.slots)
             self.add_scaled(x, Piece(block, part, self.slots), terms, scales, totals)
 
@@ -183,27 +200,34 @@ class _LookupTile(linear.DecodeTile):
         quads = [nibbles[half::2] for nibbles in made for half in range(2)]
         for digit, planes in enumerate(counts):
             held = [
-                self.code.load(I8.of(ENTRIES), self.tables, step * STEP_BYTES + place)
+                self.table(step, place)
                 for step in steps
                 for place in (digit * ENTRIES, (DIGITS + digit) * ENTRIES)
             ]
-            halves = [counter for plane in planes for counter in plane]
-            for place in range(len(halves) // 2):
+            for place in range(len(quads[0])):
                 found = [
                     self.lookup(self.code, table, nibbles[place])
                     for table, nibbles in zip(held, quads, strict=True)
                 ]
-                _count(found, halves[2 * place : 2 * place + 2], signed=digit == _LAST)
+                self.count(reduce(operator.add, found), place, planes, signed=digit == _LAST)
 
+    def table(self, step: Value, place: int) -> Value:
+        """A table, in every 16 bytes of a vector."""
+        held = self.code.load(I8.of(ENTRIES), self.tables, step * STEP_BYTES + place)
+        return held.shuffle(list(range(ENTRIES)) * (self.code.isa.vector_bytes // ENTRIES))
 
-def _count(found: Sequence[Value], halves: Sequence[Variable], *, signed: bool) -> None:
-    """Add digits of one place, of 16 rows, as bytes first."""
-    total = found[0]
-    for value in found[1:]:
-        total = total + value
-    for half, counter in enumerate(halves):
-        rows = total.shuffle(range(_HALF * half, _HALF * (half + 1)))
-        counter.set(counter.get() + rows.to(I16, unsigned=not signed))
+    def count(self, total: Value, place: int, planes: Planes, *, signed: bool) -> None:
+        """Add a digit's bytes of a plane's vector of rows, by halves."""
+        halves = [counter for plane in planes for counter in plane]
+        for half, counter in enumerate(halves[2 * place : 2 * place + 2]):
+            rows = total.shuffle(range(_HALF * half, _HALF * (half + 1)))
+            counter.set(counter.get() + rows.to(I16, unsigned=not signed))
+
+    def terms(self, x: Value, block: Value, counts: Counts) -> Terms:
+        """What the sums of a block come to."""
+        terms = self.start(x, block, self.slots)
+        _add_digits(terms, [_joined_planes(planes) for planes in counts])
+        return terms
 
 
 def _joined_planes(planes: Sequence[Sequence[Variable]]) -> list[Value]:
@@ -223,3 +247,69 @@ def _add_digits(terms: Terms, digits: Sequence[Sequence[Value]]) -> None:
     for high, low, first, second, last in zip(*terms, *halves, strict=True):
         low.set(low.get() + first + (second << DIGIT_BITS))
         high.set(high.get() + (last << (_LAST * DIGIT_BITS - 8)))
+
+
+def _paired_nibbles(code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[Value]:
+    """Of two planes side by side: by pair, by half of the rows, the low and the high nibbles."""
+    size = code.isa.vector_bytes
+    for first in range(0, len(planes), 2):
+        (low,), (high,) = planes[first], planes[min(first + 1, len(planes) - 1)]
+        for half in range(2):
+            yield from _nibbles(code, [[low.shuffle(unpack_lanes(size, 1, half), high)]])
+
+
+class _PairedTile(_LookupTile):
+    """The same with rows of two planes as neighbouring bytes, which are joined as they are widened.
+
+    So a digit has two vectors of sums however many planes there are. A last plane without a second
+    is there twice, and the copy worth nothing.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        a: Arguments,
+        thread: Thread,
+        tile: Value,
+        shape: Shape,
+        tables: TableLookup,
+        add_pairs: PairSum,
+    ) -> None:
+        size = code.isa.vector_bytes
+        expansion = Expansion(lambda _: transposed_layout(size, QUAD), _paired_nibbles)
+        super().__init__(code, a, thread, tile, shape, tables, expansion)
+        self.add_pairs = add_pairs
+        assert self.shape.steps * 2 * _DIGIT_MASK * ((1 << self.form.bits) - 1) < 2**15
+
+    def no_counts(self) -> Counts:
+        nothing = self.code.constant(I16.of(self.code.isa.vector_bytes // 2), 0)
+        return [[[self.code.variable(nothing) for _ in range(2)]] for _ in range(DIGITS)]
+
+    def count(self, total: Value, place: int, planes: Planes, *, signed: bool) -> None:
+        first = place // 2 * 2
+        worths = (1 << first, 2 << first if first + 1 < self.form.bits else 0)
+        held = planes[0][place % 2]
+        held.set(self.add_pairs(self.code, held.get(), total, worths, signed=signed))
+
+    def terms(self, x: Value, block: Value, counts: Counts) -> Terms:
+        """Sums of 16 bits become twice as many vectors of 32, each of 4 rows of every 8."""
+        totals = self.start(x, block, self.slots)[-1]
+        for number, total in enumerate(totals):
+            half, quad = divmod(number, 2)
+            first, second, last = (vectors[half].get() for (vectors,) in counts)
+            for a, b, worths in (
+                (first, second, (1, 1 << DIGIT_BITS)),
+                (last, last, (1 << _LAST * DIGIT_BITS, 0)),
+            ):
+                made = self.add_pairs(
+                    self.code, total.get(), _zipped(a, b, quad), worths, signed=True
+                )
+                total.set(made)
+        return [totals]
+
+
+def _zipped(a: Value, b: Value, half: int) -> Value:
+    """Lanes of 16 bits by turns, of the low or the high half of every 16 bytes."""
+    kind = I8.of(a.type.byte_count)
+    lanes = unpack_lanes(a.type.byte_count, 2, half)
+    return a.cast(kind).shuffle(lanes, b.cast(kind)).cast(a.type)

@@ -1,20 +1,85 @@
 """Tables of partial sums: what they hold, and that looking up in them multiplies.
 
-Kernels that look up are for ARM64, and run in `arm64`.
+Kernels of ARM64 run in `arm64`.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cpu.codegen.image import Image
 from cpu.kernels import lookup
 from cpu.kernels.activations import PEAK, RowLayout, quantize_rows
+from edge.formats import Format
 from edge.planes import STEP, pack_planes
 from tests.cpu.calls import Case, check, run
-from tests.cpu.harness import call, isa_of, loaded, quantized_rows, runnable
+from tests.cpu.harness import (
+    FORMATS,
+    call,
+    isa_of,
+    kernels_of,
+    largest_sums,
+    linear_case,
+    loaded,
+    quantized_rows,
+    random_weights,
+    runnable,
+    whole_numbers,
+)
+
+# Of targets that look up, the formats that they do it for.
+LOOKED_UP = [
+    (target, form)
+    for target in runnable()
+    for form in FORMATS
+    if Format.parse(form).bits in isa_of(target).lookup_bits
+]
+every_lookup = pytest.mark.parametrize(("target", "form"), LOOKED_UP)
+
+
+@cache
+def functions(target: str, form: str) -> Image:
+    """What quantizes, makes tables and looks up."""
+    parsed = Format.parse(form)
+    made = [kernels_of(parsed)[0], lookup.tables_kernel(), lookup.lookup_kernel(parsed)]
+    return loaded(isa_of(target), made)
+
+
+@every_lookup
+@settings(max_examples=10)
+@given(
+    rows=st.integers(1, 150),
+    width=st.integers(1, 300),
+    batch=st.integers(1, 3),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_is_as_the_twin_of_dot_products(
+    target: str, form: str, rows: int, width: int, batch: int, threads: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    weights = random_weights(Format.parse(form), rows, width, rng)
+    x = rng.normal(size=(batch, width)).astype(np.float32)
+    case = linear_case(Format.parse(form), weights, x, threads=threads, tables=True)
+    check(case, run(functions(target, form), case, walled=("codes", "scales", "zeros", "bias")))
+
+
+@every_lookup
+def test_integers_are_exact(target: str, form: str) -> None:
+    case = whole_numbers(Format.parse(form), np.random.default_rng(5), tables=True)
+    check(case, run(functions(target, form), case))
+
+
+@every_lookup
+@pytest.mark.parametrize("most", [False, True], ids=["least", "most"])
+def test_the_largest_sums_do_not_overflow(target: str, form: str, most: bool) -> None:
+    case = largest_sums(Format.parse(form), most=most, tables=True)
+    check(case, run(functions(target, form), case))
 
 
 @given(width=st.integers(1, 100), bits=st.integers(1, 4), seed=st.integers(0, 99))
