@@ -126,6 +126,8 @@ def _add_pairs(
     return sums + code.intrinsic(name, sums.type, *operands)
 
 
+_TABLES = TableLookup(_lookup, bits=(1, 2, 3, 4), add_pairs=_add_pairs)
+
 _WIDENING = Widening(pair=2, widen=_widen)
 
 _TRANSPOSED = Expansion(_avx2_layout, _avx2_expand)
@@ -145,7 +147,7 @@ TABLES: dict[str, Isa] = {
         dot=_dot,
         widening=_WIDENING,
         dot_bytes=_dot_bytes,
-        tables=TableLookup(_lookup, (1, 2, 3, 4), _add_pairs),
+        tables=_TABLES,
         pause=pause,
     ),
     "avx512": Isa(
@@ -160,6 +162,7 @@ TABLES: dict[str, Isa] = {
         dot=_dot,
         widening=_WIDENING,
         dot_bytes=_dot_bytes,
+        tables=_TABLES,
         pause=pause,
     ),
 }
