@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.codegen.isa import CodeLayout, Expansion, PairSum, TableLookup
+from cpu.codegen.isa import CodeLayout, Expansion, Lookup, PairSum
 from cpu.codegen.language import I8, I16, I32, Code, Value, Variable
 from cpu.codegen.transpose import transposed_layout, unpack_lanes
 from cpu.kernels import linear
@@ -40,9 +40,8 @@ _TOGETHER = 2
 # Rows of a vector of sums.
 _HALF = 8
 
-# Sums by plane, by vector; and those of each digit.
-Planes = list[list[Variable]]
-Counts = list[Planes]
+# Sums by digit, by plane, by vector.
+Counts = list[list[list[Variable]]]
 
 TABLES_SLOTS = ("x", "out", "rows", "width", "padded", "x_stride", "x_private", "out_stride")
 
@@ -118,10 +117,9 @@ def lookup_kernel(form: Format) -> Kernel:
         assert tables is not None
         with code.loop(first, last) as tile:
             if tables.add_pairs is None:
-                expansion = Expansion(_layout, _nibbles)
-                _LookupTile(code, a, thread, tile, shape, tables, expansion).run()
+                _LookupTile(code, a, thread, tile, shape).run()
             else:
-                _PairedTile(code, a, thread, tile, shape, tables, tables.add_pairs).run()
+                _PairedTile(code, a, thread, tile, shape, tables.lookup, tables.add_pairs).run()
 
     return Kernel(f"lookup_{form}", SLOTS, body)
 
@@ -150,18 +148,10 @@ def _nibbles(code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[Value]:
 class _LookupTile(linear.DecodeTile):
     """Writes the code for 64 outputs of one tile, row after row."""
 
-    def __init__(
-        self,
-        code: Code,
-        a: Arguments,
-        thread: Thread,
-        tile: Value,
-        shape: Shape,
-        tables: TableLookup,
-        expansion: Expansion,
-    ) -> None:
-        super().__init__(code, a, thread, tile, shape, expansion)
-        self.lookup = tables.lookup
+    def __init__(self, code: Code, a: Arguments, thread: Thread, tile: Value, shape: Shape) -> None:
+        super().__init__(code, a, thread, tile, shape, Expansion(_layout, _nibbles))
+        assert code.isa.tables is not None
+        self.lookup = code.isa.tables.lookup
         self.vector_count = self.layout.row_count // code.isa.vector_bytes
 
     def one_row(self, row: Value) -> None:
@@ -174,12 +164,13 @@ class _LookupTile(linear.DecodeTile):
     ) -> None:
         self.prefetch_scales(block)
         for part, totals in zip(self.parts, sums, strict=True):
+            terms = self.start(x, block, self.slots)
             counts = self.no_counts()
             together = _TOGETHER if last is None else 1
             end = first + self.shape.steps if last is None else last
             with self.code.loop(first, end, together) as index:
                 self.look_up([index + i for i in range(together)], part, counts)
-            terms = self.terms(x, block, counts)
+            _add_digits(terms, [_joined_planes(planes) for planes in counts])
             scales = self.weight_scales(block, part, self.slots)
             self.add_scaled(x, Piece(block, part, self.slots), terms, scales, totals)
 
@@ -200,34 +191,27 @@ class _LookupTile(linear.DecodeTile):
         quads = [nibbles[half::2] for nibbles in made for half in range(2)]
         for digit, planes in enumerate(counts):
             held = [
-                self.table(step, place)
+                self.code.load(I8.of(ENTRIES), self.tables, step * STEP_BYTES + place)
                 for step in steps
                 for place in (digit * ENTRIES, (DIGITS + digit) * ENTRIES)
             ]
-            for place in range(len(quads[0])):
+            halves = [counter for plane in planes for counter in plane]
+            for place in range(len(halves) // 2):
                 found = [
                     self.lookup(self.code, table, nibbles[place])
                     for table, nibbles in zip(held, quads, strict=True)
                 ]
-                self.count(reduce(operator.add, found), place, planes, signed=digit == _LAST)
+                _count(found, halves[2 * place : 2 * place + 2], signed=digit == _LAST)
 
-    def table(self, step: Value, place: int) -> Value:
-        """A table, in every 16 bytes of a vector."""
-        held = self.code.load(I8.of(ENTRIES), self.tables, step * STEP_BYTES + place)
-        return held.shuffle(list(range(ENTRIES)) * (self.code.isa.vector_bytes // ENTRIES))
 
-    def count(self, total: Value, place: int, planes: Planes, *, signed: bool) -> None:
-        """Add a digit's bytes of a plane's vector of rows, by halves."""
-        halves = [counter for plane in planes for counter in plane]
-        for half, counter in enumerate(halves[2 * place : 2 * place + 2]):
-            rows = total.shuffle(range(_HALF * half, _HALF * (half + 1)))
-            counter.set(counter.get() + rows.to(I16, unsigned=not signed))
-
-    def terms(self, x: Value, block: Value, counts: Counts) -> Terms:
-        """What the sums of a block come to."""
-        terms = self.start(x, block, self.slots)
-        _add_digits(terms, [_joined_planes(planes) for planes in counts])
-        return terms
+def _count(found: Sequence[Value], halves: Sequence[Variable], *, signed: bool) -> None:
+    """Add digits of one place, of 16 rows, as bytes first."""
+    total = found[0]
+    for value in found[1:]:
+        total = total + value
+    for half, counter in enumerate(halves):
+        rows = total.shuffle(range(_HALF * half, _HALF * (half + 1)))
+        counter.set(counter.get() + rows.to(I16, unsigned=not signed))
 
 
 def _joined_planes(planes: Sequence[Sequence[Variable]]) -> list[Value]:
@@ -258,11 +242,11 @@ def _paired_nibbles(code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[V
             yield from _nibbles(code, [[low.shuffle(unpack_lanes(size, 1, half), high)]])
 
 
-class _PairedTile(_LookupTile):
+class _PairedTile(linear.DecodeTile):
     """The same with rows of two planes as neighbouring bytes, which are joined as they are widened.
 
-    So a digit has two vectors of sums however many planes there are. A last plane without a second
-    is there twice, and the copy worth nothing.
+    So a digit has two vectors of sums, of half the rows each, however many planes there are. A last
+    plane without a second is there twice, and the copy worth nothing.
     """
 
     def __init__(
@@ -272,44 +256,77 @@ class _PairedTile(_LookupTile):
         thread: Thread,
         tile: Value,
         shape: Shape,
-        tables: TableLookup,
+        lookup: Lookup,
         add_pairs: PairSum,
     ) -> None:
-        size = code.isa.vector_bytes
-        expansion = Expansion(lambda _: transposed_layout(size, QUAD), _paired_nibbles)
-        super().__init__(code, a, thread, tile, shape, tables, expansion)
-        self.add_pairs = add_pairs
+        self.size = code.isa.vector_bytes
+        expansion = Expansion(lambda _: transposed_layout(self.size, QUAD), _paired_nibbles)
+        super().__init__(code, a, thread, tile, shape, expansion)
+        self.lookup, self.add_pairs = lookup, add_pairs
         assert self.shape.steps * 2 * _DIGIT_MASK * ((1 << self.form.bits) - 1) < 2**15
 
-    def no_counts(self) -> Counts:
-        nothing = self.code.constant(I16.of(self.code.isa.vector_bytes // 2), 0)
-        return [[[self.code.variable(nothing) for _ in range(2)]] for _ in range(DIGITS)]
+    def one_row(self, row: Value) -> None:
+        offset = row * self.a.integer("tables_stride")
+        self.tables = self.code.offset(self.a.pointer("tables"), offset)
+        super().one_row(row)
 
-    def count(self, total: Value, place: int, planes: Planes, *, signed: bool) -> None:
-        first = place // 2 * 2
-        worths = (1 << first, 2 << first if first + 1 < self.form.bits else 0)
-        held = planes[0][place % 2]
-        held.set(self.add_pairs(self.code, held.get(), total, worths, signed=signed))
+    def one_block(
+        self, x: Value, block: Value, first: Value, last: Value | None, sums: list[list[Variable]]
+    ) -> None:
+        self.prefetch_scales(block)
+        together, end = (1, last) if last is not None else (_TOGETHER, first + self.shape.steps)
+        nothing = self.code.constant(I16.of(self.size // 2), 0)
+        for part, totals in zip(self.parts, sums, strict=True):
+            counts = [[self.code.variable(nothing) for _ in range(2)] for _ in range(DIGITS)]
+            with self.code.loop(first, end, together) as index:
+                self.look_up([index + i for i in range(together)], part, counts)
+            made = self.start(x, block, self.slots)[-1]
+            self.add_digits(made, counts)
+            scales = self.weight_scales(block, part, self.slots)
+            self.add_scaled(x, Piece(block, part, self.slots), [made], scales, totals)
 
-    def terms(self, x: Value, block: Value, counts: Counts) -> Terms:
+    def look_up(self, steps: Sequence[Value], part: int, counts: list[list[Variable]]) -> None:
+        """Add what some steps' nibbles find, digit by digit, by halves of the rows."""
+        if part == 0:
+            for step in steps:
+                self.prefetch(step)
+        # by quad: the nibbles of each pair's halves
+        made = [list(self.vectors(step, part)) for step in steps]
+        quads = [nibbles[half::2] for nibbles in made for half in range(2)]
+        for digit, halves in enumerate(counts):
+            held = [
+                self.table(step, place)
+                for step in steps
+                for place in (digit * ENTRIES, (DIGITS + digit) * ENTRIES)
+            ]
+            for place, of_quads in enumerate(zip(*quads, strict=True)):
+                found = map(partial(self.lookup, self.code), held, of_quads)
+                low, half = 2 * (place // 2), halves[place % 2]
+                worths = (1 << low, 2 << low if low + 1 < self.form.bits else 0)
+                together = reduce(operator.add, found)
+                signed = digit == _LAST
+                half.set(self.add_pairs(self.code, half.get(), together, worths, signed=signed))
+
+    def table(self, step: Value, place: int) -> Value:
+        """A table in every 16 bytes of a vector."""
+        held = self.code.load(I8.of(ENTRIES), self.tables, step * STEP_BYTES + place)
+        return held.shuffle(list(range(ENTRIES)) * (self.size // ENTRIES))
+
+    def add_digits(self, made: Sequence[Variable], counts: list[list[Variable]]) -> None:
         """Sums of 16 bits become twice as many vectors of 32, each of 4 rows of every 8."""
-        totals = self.start(x, block, self.slots)[-1]
-        for number, total in enumerate(totals):
+        for number, total in enumerate(made):
             half, quad = divmod(number, 2)
-            first, second, last = (vectors[half].get() for (vectors,) in counts)
+            first, second, last = (halves[half].get() for halves in counts)
             for a, b, worths in (
                 (first, second, (1, 1 << DIGIT_BITS)),
                 (last, last, (1 << _LAST * DIGIT_BITS, 0)),
             ):
-                made = self.add_pairs(
-                    self.code, total.get(), _zipped(a, b, quad), worths, signed=True
-                )
-                total.set(made)
-        return [totals]
+                pairs = _zipped(a, b, quad)
+                total.set(self.add_pairs(self.code, total.get(), pairs, worths, signed=True))
 
 
 def _zipped(a: Value, b: Value, half: int) -> Value:
     """Lanes of 16 bits by turns, of the low or the high half of every 16 bytes."""
     kind = I8.of(a.type.byte_count)
-    lanes = unpack_lanes(a.type.byte_count, 2, half)
+    lanes = unpack_lanes(kind.lanes, 2, half)
     return a.cast(kind).shuffle(lanes, b.cast(kind)).cast(a.type)
