@@ -126,10 +126,10 @@ def compare(
     sides = {name: SideFigures() for name in openers}
     with _loaded(openers, sides, watcher) as children:
         prompt = plan.tokens()
-        probes = _ceiling_probes(ceilings) if ceilings is not None else {}
-        probes |= {
+        samples: dict[str, Callable[[], Any]] = {
             name: partial(_sample, child, prompt, plan.generate) for name, child in children.items()
         }
+        probes = samples if ceilings is None else with_ceilings(ceilings, samples)
         watcher.start("rounds", len(probes) * (plan.repeats + 1), "turns")
         taken = alternate(probes, plan.repeats, advance=partial(watcher.advance, 1))
         for name, child in children.items():
@@ -143,13 +143,17 @@ def compare(
     return Figures(_ceiling_figures(start, taken) if start else None, sides)
 
 
-def _ceiling_probes(ceilings: Ceilings) -> dict[str, Callable[[], Any]]:
-    """What is measured of the machine in every round, at all threads."""
+def with_ceilings(
+    ceilings: Ceilings, samples: Mapping[str, Callable[[], Any]]
+) -> dict[str, Callable[[], Any]]:
+    """What is measured in every round, at all threads: reading next to our decode, since what a
+    shared machine reads may change within seconds."""
     threads = ceilings.threads
-    return {
-        READ: lambda: ceilings.read_bandwidth_gb_s(threads),
-        MULTIPLY: lambda: {rate.name: ceilings.mac_s(rate, threads) for rate in ceilings.rates},
+    first = {
+        MULTIPLY: lambda: {rate.name: ceilings.mac_s(rate, threads) for rate in ceilings.rates}
     }
+    reading = {READ: lambda: ceilings.read_bandwidth_gb_s(threads)}
+    return {**first, OURS: samples[OURS], **reading, **samples}
 
 
 def _ceiling_figures(start: dict[int, float], taken: Mapping[str, list[Any]]) -> CeilingFigures:
