@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 import edge
 from converter.convert import convert
 from cpu.backend import BACKEND
+from cpu.bands import TILES_EACH
 from cpu.memory import Block, Memory, Pool
-from cpu.program import CpuProgram
+from cpu.program import VECTOR_ROWS, CpuProgram
 from edge.generate import prefill
 from edge.model import Model
+from edge.planes import TILE
 from edge.target import this_machine
 from tests.checkpoints import make_checkpoint
 
@@ -78,7 +80,10 @@ def test_scratch_does_not_grow_with_layers(tmp_path: Path) -> None:
 
 @native
 def test_scratch_is_a_few_rows_of_each_width(tmp_path: Path) -> None:
-    """Six values of the model's width, two of the feed-forward's, one quantized, and the logits."""
+    """Four values of the model's width, two bands, a quantized feed-forward's, and the logits.
+
+    With a matrix unit six, and gate and up are of the feed-forward's width.
+    """
     wide, inner, vocabulary = 256, 1024, 4096
     model = loaded(
         tmp_path,
@@ -87,10 +92,14 @@ def test_scratch_is_a_few_rows_of_each_width(tmp_path: Path) -> None:
         vocab_size=vocabulary,
         max_position_embeddings=400,
     )
-    row = 4 * (6 * (wide + 128) + 2 * (inner + 128) + vocabulary + 128) + 3 * (inner + 128)
-    # of fewer rows, zeros for a bias, panels of a matrix unit
-    fixed = 4 * 4 * vocabulary + 300_000
-    assert scratch(model) < model.program.chunks[-1] * row + fixed
+    program = model.program
+    assert isinstance(program, CpuProgram)
+    matrix_unit = program.chunks[-1] > VECTOR_ROWS
+    count, made = (6, inner) if matrix_unit else (4, TILES_EACH * TILE)
+    row = 4 * (count * (wide + 128) + 2 * (made + 128) + vocabulary + 128) + 3 * (inner + 128)
+    # zeros for a bias, panels of a matrix unit
+    fixed = 4 * vocabulary + 300_000
+    assert scratch(model) < program.chunks[-1] * row + fixed
 
 
 @native
