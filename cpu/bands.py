@@ -3,7 +3,7 @@
 Each of them takes as much memory as all other values of a prompt's rows together. Of a band, a
 thread makes its tiles of gate and of up, the product of the two, and its quantized blocks, before
 it goes on to the next: they stay in its second-level cache, and nothing but the quantized rows,
-which `down` reads, is written out.
+which `down` reads, is written out. A matrix unit's rows are whole: there they would be in bfloat16.
 """
 
 from __future__ import annotations
@@ -58,11 +58,12 @@ def find_banded(
         if not isinstance(op, Gate):
             continue
         gate, up = (projections.get(name) for name in op.inputs())
-        alone = all(len(readers[name]) == 1 for name in (*op.inputs(), op.out))
-        reader = readers[op.out][0]
-        if not alone or not isinstance(reader, Linear) or not quantized(reader):
+        if not gate or not up or gate.x != up.x:
             continue
-        if gate and up and gate.x == up.x:
+        if any(len(readers.get(name, ())) != 1 for name in (*op.inputs(), op.out)):
+            continue
+        reader = readers[op.out][0]
+        if isinstance(reader, Linear) and quantized(reader):
             found |= {gate.out: Banded(op, gate, up, reader), up.out: None, op.out: None}
     return found
 
