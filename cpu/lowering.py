@@ -14,7 +14,6 @@ from cpu.kernels import (
     batch,
     elementwise,
     embedding,
-    gemm,
     linear,
     lookup,
     rows,
@@ -22,8 +21,9 @@ from cpu.kernels import (
 )
 from cpu.kernels.blocks import block_of
 from cpu.kernels.kernel import float_slot
+from cpu.matrix_unit import MatrixUnit
 from cpu.memory import Memory
-from cpu.values import Values, stride_of
+from cpu.values import stride_of
 from edge.bundle import Bundle
 from edge.graph import (
     Add,
@@ -45,7 +45,7 @@ from edge.planes import STEP, TILE, StoredTensor
 FEW_ROWS = 16
 
 
-class Lowering(Values):
+class Lowering(MatrixUnit):
     """Lowers a graph once for few rows (`private`) or many."""
 
     def __init__(
@@ -59,9 +59,8 @@ class Lowering(Values):
         matrix_unit: bool,
         lookup_bits: Collection[int] = (),
     ) -> None:
-        super().__init__(bundle, memory, threads, max_rows)
-        self.cache_format = cache_format
-        self.matrix_unit, self.lookup_bits = matrix_unit, lookup_bits
+        super().__init__(bundle, memory, threads, max_rows, matrix_unit=matrix_unit)
+        self.cache_format, self.lookup_bits = cache_format, lookup_bits
         many = max_rows > FEW_ROWS and not matrix_unit
         self.banded = find_banded(self.graph, self.readers, self.is_quantized) if many else {}
 
@@ -116,13 +115,20 @@ class Lowering(Values):
             kernel = activations.norm_quantize_kernel(block)
             self.call(kernel, self.row_arguments(x, out) | extra | layout.slots)
             return
+        if self.is_whole(op, x) and self.alone_in_bfloat16(op, x):
+            self.norm_bfloat16(op, x, extra)
+            return
         out = self.place(op.out, self.row_spread(), taken=x.taken)
         extra["size"] = self.tensors[op.weight].shape[0]
         self.call(rows.norm_kernel(), self.row_arguments(x, out) | extra)
 
+    def is_whole(self, op: Norm, x: Place) -> bool:
+        """Whether a norm is of whole rows, not of runs in them."""
+        return self.tensors[op.weight].shape[0] == x.width
+
     def fused_block(self, op: Norm, x: Place) -> int | None:
         """The block of the quantized rows that are all that is read of a whole row's norm."""
-        if self.tensors[op.weight].shape[0] != x.width:
+        if not self.is_whole(op, x):
             return None
         blocks = {self.block_read(reader, x) for reader in self.readers.get(op.out, [])}
         return blocks.pop() if len(blocks) == 1 else None
@@ -133,10 +139,6 @@ class Lowering(Values):
             return None
         form = self.tensors[op.weight].form
         return block_of(form) if form.quantized else None
-
-    def in_bfloat16(self, op: Linear, x: Place) -> bool:
-        """Whether a linear takes x, of many rows, to the matrix unit."""
-        return self.tensors[op.weight].form.quantized and self.matrix_unit and not x.taken
 
     def rope(self, op: Rope) -> None:
         x = self.read(op.x)
@@ -162,7 +164,7 @@ class Lowering(Values):
     def linear(self, op: Linear) -> None:
         weight = self.tensors[op.weight]
         if self.in_bfloat16(op, self.places[op.x]):
-            self.matrix_linear(op, weight)
+            self.matrix_linear(op)
             return
         if weight.form.quantized:
             self.quantized_linear(op, weight, self.quantize(op.x, block_of(weight.form)))
@@ -236,30 +238,6 @@ class Lowering(Values):
 
         return self.shared(name, f"tables of {layout.block}", make)
 
-    def matrix_linear(self, op: Linear, weight: StoredTensor) -> None:
-        """Many rows at once, in bfloat16."""
-        x = self.shared(op.x, "bfloat16", self.bfloat16)
-        out = self.place(op.out, "sliced")
-        panels_bytes = gemm.panels_bytes(self.max_rows) * self.threads
-        arguments: dict[str, int | Dynamic] = {
-            "x": x.address,
-            "bias": self.bias(op),
-            "out": out.address,
-            "panels": self.memory.address("panels", panels_bytes),
-            "rows": Dynamic("rows"),
-            "width": x.width,
-            "tiles": -(-out.width // TILE),
-            "out_stride": out.stride,
-        }
-        self.call(gemm.gemm_kernel(weight.form), arguments | self.weight_arguments(weight))
-
-    def bfloat16(self, name: str) -> Place:
-        x = self.read(name)
-        address = self.take(name, gemm.rows_bytes(self.max_rows, x.width))
-        out = Place(address, x.width, stride=0, spread="split")
-        self.call(gemm.bfloat16_kernel(), self.row_arguments(x, out))
-        return out
-
     def quantize(self, name: str, block: int) -> Place:
         """The value as quantized rows, made once for all that read it."""
         return self.shared(name, _quantized(block), lambda name: self.quantize_anew(name, block))
@@ -317,8 +295,13 @@ class Lowering(Values):
         self.call_of(kernel, arguments)
 
     def elementwise(self, op: Gate | Add | Softcap) -> None:
+        if op.out in self.places:  # a sum, made with one of its terms
+            return
         a, b = op.inputs()[0], op.inputs()[-1]
         left, right = self.read(a, "sliced"), self.read(b, "sliced")
+        if isinstance(op, Gate) and self.alone_in_bfloat16(op, left):
+            self.gate_bfloat16(op, left, right)
+            return
         out = self.over(op.out, a, b) or self.place(op.out, "sliced", taken=left.taken)
         self.element_by_element(op, left, right, Band.whole(out))
 

@@ -111,6 +111,7 @@ def subjects(isa: Isa, formats: Iterable[str] = FORMATS) -> list[Subject]:
     found += [_batch(form, isa, kernels) for form in parsed]
     if tiles:
         found += [subject for form in parsed for subject in _gemm(form, kernels)]
+        found += _of_tile_rows(kernels)
     found += [
         Subject(f"linear {form}", kernels[f"linear_{form}"], "weights", _products(1))
         for form in _FLOATS
@@ -165,6 +166,19 @@ def _gemm(form: Format, kernels: Kernels) -> list[Subject]:
     return [
         Subject(f"gemm {form}, multiply 32 rows", kernel, "weights", _products(32), parted=True),
         Subject(f"gemm {form}, expand", kernel, "weights", _products(1)),
+    ]
+
+
+def _of_tile_rows(kernels: Kernels) -> list[Subject]:
+    """Rows for the matrix unit: a turn makes 32 values."""
+    names = {
+        "bfloat16": "bfloat16",
+        "norm in bfloat16": "norm_bfloat16",
+        "gate silu in bfloat16": "gate_silu_bfloat16",
+    }
+    return [
+        Subject(title, kernels[name], "values", _vectors(2), most=Loop.vectors)
+        for title, name in names.items()
     ]
 
 

@@ -71,7 +71,7 @@ def gate_kernel(function: GateFunction) -> Kernel:
     """out = function(a) * b."""
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
-        _sliced(code, a, thread, lambda x, y: _GATES[function](x) * y)
+        _sliced(code, a, thread, lambda x, y: GATES[function](x) * y)
 
     return Kernel(f"gate_{function}", SLOTS, body)
 
@@ -105,7 +105,7 @@ def _relu(x: Value) -> Value:
     return x.maximum(0.0)
 
 
-_GATES: dict[GateFunction, Callable[[Value], Value]] = {
+GATES: dict[GateFunction, Callable[[Value], Value]] = {
     "silu": lambda x: x * math.sigmoid(x),
     "gelu_tanh": _gelu_tanh,
     "gelu": lambda x: x * 0.5 * (math.erf(x * 0.7071067811865476) + 1.0),

@@ -22,6 +22,7 @@ from cpu.kernels import (
     lookup,
     rows,
     tile_attention,
+    tile_rows,
 )
 from cpu.kernels.kernel import Kernel
 from edge.digest import sha256
@@ -80,8 +81,13 @@ def _common(*, matrix_unit: bool) -> list[Kernel]:
     ]
     if matrix_unit:
         kernels += [tile_attention.tile_attention_kernel(form) for form in get_args(CacheFormat)]
-        kernels.append(gemm.bfloat16_kernel())
+        kernels += _of_tile_rows()
     return kernels
+
+
+def _of_tile_rows() -> list[Kernel]:
+    gates = (tile_rows.gate_bfloat16_kernel(function) for function in get_args(GateFunction))
+    return [tile_rows.bfloat16_kernel(), tile_rows.norm_bfloat16_kernel(), *gates]
 
 
 def _of_format(form: Format, *, matrix_unit: bool) -> list[Kernel]:

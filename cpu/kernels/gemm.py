@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu.codegen.isa import RAISED, Tiles
-from cpu.codegen.language import BF16, F16, F32, I8, I32, I64, Code, Value
+from cpu.codegen.language import F16, F32, I8, I32, I64, Code, Value
 from cpu.kernels.kernel import Arguments, Kernel, Thread, minimum
-from cpu.kernels.rows import own_rows
+from cpu.kernels.tile_rows import DEPTH, SIDE, TILE_BYTES
 from edge.formats import Format
 from edge.planes import QUAD, STEP, TILE
 
@@ -33,10 +33,6 @@ _PANEL_BYTES = PANEL * TILE * 2
 # the second-level cache and their sums stay there: 8 tiles of 256 rows are 512 KB.
 _TOGETHER = 4
 
-# Outputs and inputs that one tile instruction takes; its operands and sums are all of one size.
-_SIDE, _DEPTH = 16, 32
-_TILE_BYTES = 2 * _SIDE * _DEPTH
-
 # What memory brings at a time, in bytes.
 _LINE = 64
 
@@ -47,23 +43,13 @@ _PIECE = 2 * STEP
 _FRACTION = 1 << 16
 
 # Rows and outputs that are multiplied at a time: four tiles of sums.
-_BLOCK = 2 * _SIDE
-_BLOCK_BYTES = 4 * _TILE_BYTES
+_BLOCK = 2 * SIDE
+_BLOCK_BYTES = 4 * TILE_BYTES
 
 SLOTS = (
-    *("x", "codes", "scales", "zeros", "bias", "out", "panels"),
-    *("rows", "width", "tiles", "out_stride"),
+    *("x", "codes", "scales", "zeros", "start", "out", "panels"),
+    *("rows", "width", "tiles", "start_stride", "out_stride"),
 )
-
-
-def padded_width(width: int) -> int:
-    """Inputs as a whole number of tile depths."""
-    return -(-width // _DEPTH) * _DEPTH
-
-
-def rows_bytes(rows: int, width: int) -> int:
-    """Bytes of rows in bfloat16, as tiles."""
-    return -(-rows // _SIDE) * _SIDE * padded_width(width) * 2
 
 
 def panels_bytes(rows: int) -> int:
@@ -76,36 +62,11 @@ def _sums_bytes(blocks: T) -> T:
     return blocks * (TILE // _BLOCK * _BLOCK_BYTES)
 
 
-def bfloat16_kernel() -> Kernel:
-    """x float32 [rows, width] -> bfloat16 in tiles, [rows / 16, inputs / 32, 16, 32].
-
-    A tile is 1 KB on end, so that reading tiles along a row is reading memory in order. Inputs are
-    filled with zeros up to a whole tile.
-    """
-
-    def body(code: Code, a: Arguments, thread: Thread) -> None:
-        width = a.integer("width")
-        order = code.constant(I32.of(_SIDE), list(range(_SIDE)))
-        padded = (width + (_DEPTH - 1)) // _DEPTH * _DEPTH
-        with own_rows(code, a, thread) as (row, x, out):
-            line = row // _SIDE * padded * (2 * _SIDE) + row % _SIDE * (2 * _DEPTH)
-            with code.loop(0, padded, _SIDE) as i:
-                values = code.load(F32.of(_SIDE), x, i * 4)
-                inside = order < (width - i).to(I32).broadcast(_SIDE)
-                place = line + i // _DEPTH * _TILE_BYTES + i % _DEPTH * 2
-                code.store(_rounded(inside.select(values, 0.0)), out, place)
-
-    slots = ("x", "out", "rows", "width", "x_stride", "out_stride", "private", "x_private")
-    return Kernel("bfloat16", slots, body)
-
-
-def _rounded(values: Value) -> Value:
-    """float32 to the nearest bfloat16."""
-    return values.to(BF16)
-
-
 def gemm_kernel(form: Format) -> Kernel:
-    """y float32 [rows, outputs] of bfloat16 rows; rows up to a multiple of 32 are computed."""
+    """y float32 [rows, outputs] of bfloat16 rows; rows up to a multiple of 32 are computed.
+
+    To the products are added the rows of `start`, at a stride of 0 the same to all: a bias.
+    """
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         tiles = code.isa.tiles
@@ -172,7 +133,7 @@ class _Share:
         `left` pieces of the following panel are filled beside, and asked for of that behind it.
         """
         code = self.code
-        depth = (panel.end - panel.begin + (_DEPTH - 1)) // _DEPTH
+        depth = (panel.end - panel.begin + (DEPTH - 1)) // DEPTH
         steps = depth * self.blocks * (TILE // _BLOCK)
         each = (left * _FRACTION + (steps - 1)) // steps
         share, filled = (code.variable(code.constant(I64, 0)) for _ in range(2))
@@ -195,35 +156,36 @@ class _Share:
 class _Sums:
     """Four tiles of sums: 32 rows by 32 outputs.
 
-    They begin as the bias, and go to the rows of `out` with the last panel. In between they are on
-    end: a tile's rows in `out` are pages apart, and each would cost a look-up of its address.
+    They begin as the rows of `start`, and go to those of `out` with the last panel. In between they
+    are on end: a tile's rows there are pages apart, and each would cost a look-up of its address.
     """
 
     def __init__(
         self, code: Code, a: Arguments, panel: _Panel, place: tuple[Value, Value], memory: Value
     ) -> None:
-        self.code, self.row, output = code, place[0], panel.tile * TILE + place[1]
+        self.code, self.a, self.row = code, a, place[0]
         self.memory, self.column = memory, place[1]
+        self.output = panel.tile * TILE + self.column
         self.first, self.last = panel.begin.equals(0), panel.end.equals(a.integer("width"))
-        self.bias = code.offset(a.pointer("bias"), output * 4)
-        self.out_stride = a.integer("out_stride")
-        self.out = code.offset(a.pointer("out"), self.row * self.out_stride + output * 4)
 
     def load(self, tiles: Tiles) -> None:
-        line = self.first.select(self.code.constant(I64, 0), 4 * _SIDE)
-        for index in range(4):
-            bias = self.code.offset(self.bias, index % 2 * (4 * _SIDE))
-            tiles.load(self.code, index, self.first.select(bias, self.held(index)), line)
+        self.move(tiles.load, "start", self.first)
 
     def store(self, tiles: Tiles) -> None:
-        line = self.last.select(self.out_stride, 4 * _SIDE)
+        self.move(tiles.store, "out", self.last)
+
+    def move(self, move: Callable[[Code, int, Value, Value], None], name: str, out: Value) -> None:
+        """Load or store the tiles: in the rows of `name` where `out` holds."""
+        stride = self.a.integer(f"{name}_stride")
+        rows = self.code.offset(self.a.pointer(name), self.row * stride + self.output * 4)
+        line = out.select(stride, 4 * SIDE)
         for index in range(4):
-            down, right = self.out_stride * (index // 2 * _SIDE), index % 2 * (4 * _SIDE)
-            out = self.code.offset(self.out, down + right)
-            tiles.store(self.code, index, self.last.select(out, self.held(index)), line)
+            down, right = stride * (index // 2 * SIDE), index % 2 * (4 * SIDE)
+            place = self.code.offset(rows, down + right)
+            move(self.code, index, out.select(place, self.held(index)), line)
 
     def held(self, index: int) -> Value:
-        return self.code.offset(self.memory, index * _TILE_BYTES)
+        return self.code.offset(self.memory, index * TILE_BYTES)
 
 
 def _multiply_block(
@@ -232,15 +194,15 @@ def _multiply_block(
     """32 rows by 32 outputs; `step` is other work to do beside."""
     tiles = code.isa.tiles
     assert tiles is not None
-    line = code.constant(I64, 2 * _DEPTH)
-    row_bytes = (a.integer("width") + (_DEPTH - 1)) // _DEPTH * _TILE_BYTES
+    line = code.constant(I64, 2 * DEPTH)
+    row_bytes = (a.integer("width") + (DEPTH - 1)) // DEPTH * TILE_BYTES
     sums.load(tiles)
-    x = code.offset(a.pointer("x"), sums.row // _SIDE * row_bytes + panel.begin * (2 * _SIDE))
+    x = code.offset(a.pointer("x"), sums.row // SIDE * row_bytes + panel.begin * (2 * SIDE))
     weights = code.offset(panel.memory, sums.column * (2 * PANEL))
-    with code.loop(0, depth * _TILE_BYTES, _TILE_BYTES) as k:
+    with code.loop(0, depth * TILE_BYTES, TILE_BYTES) as k:
         for i in range(2):
             tiles.load(code, 4 + i, code.offset(x, row_bytes * i + k), line)
-            tiles.load(code, 6 + i, code.offset(weights, k + 2 * PANEL * _SIDE * i), line)
+            tiles.load(code, 6 + i, code.offset(weights, k + 2 * PANEL * SIDE * i), line)
         for i in range(2):
             for j in range(2):
                 tiles.dot(code, 2 * i + j, 4 + i, 6 + j)
@@ -265,12 +227,12 @@ class _Panel:
         self.groups = code.constant(I64, 1)
         if form.granularity == "group":
             self.groups = (width + (form.group - 1)) // form.group
-        self.pieces = (self.end - begin + (_PIECE - 1)) // _PIECE * (TILE // _SIDE)
+        self.pieces = (self.end - begin + (_PIECE - 1)) // _PIECE * (TILE // SIDE)
 
     def fill(self, piece: Value) -> None:
         """One piece: 16 outputs by 16 inputs."""
-        code, blocks = self.code, TILE // _SIDE
-        inner, column = piece // blocks * _PIECE, piece % blocks * _SIDE
+        code, blocks = self.code, TILE // SIDE
+        inner, column = piece // blocks * _PIECE, piece % blocks * SIDE
         tiles, group = code.isa.tiles, code.constant(I64, 0)
         assert tiles is not None
         if self.form.granularity == "group":
@@ -279,17 +241,17 @@ class _Panel:
         first = (self.begin + inner) // STEP
         # behind the width any codes will do
         steps = [first, minimum(first + 1, self.steps - 1)]
-        place = column * (2 * PANEL) + inner * (2 * _SIDE)
+        place = column * (2 * PANEL) + inner * (2 * SIDE)
         for step in steps:
             values = [value.fma(scale, shift) for value in self.codes(step, column)]
             for even, odd in zip(values[::2], values[1::2], strict=True):
                 code.store(tiles.paired(code, even, odd), self.memory, place)
-                place = place + 4 * _SIDE
+                place = place + 4 * SIDE
 
     def ask(self, piece: Value) -> None:
         """Have memory bring what a piece's turn in the panel is of, so that all ask for all."""
         code, form, step = self.code, self.form, self.begin // STEP
-        size = form.bits * _SIDE * (_PIECE // STEP)
+        size = form.bits * SIDE * (_PIECE // STEP)
         tile_bytes = self.steps * (form.bits * TILE)
         if form.bits == 8:
             tile_bytes = (self.a.integer("width") + (QUAD - 1)) // QUAD * (QUAD * TILE)
@@ -301,7 +263,7 @@ class _Panel:
         if form.granularity == "group":
             group = self.tile * self.groups + self.begin // form.group
             scales = code.offset(self.a.pointer("scales"), group * (2 * TILE))
-            code.prefetch(scales, piece * (2 * _SIDE * _PIECE // form.group))
+            code.prefetch(scales, piece * (2 * SIDE * _PIECE // form.group))
 
     def codes(self, step: Value, column: Value) -> Iterator[Value]:
         """Codes of 16 outputs as floats, input by input of 8: raised where they have few bits."""
@@ -309,7 +271,7 @@ class _Panel:
         if bits < 8:
             place = (self.tile * self.steps + step) * (bits * TILE) + column
             planes = [
-                code.load(I8.of(_SIDE), self.a.pointer("codes"), place + plane * TILE)
+                code.load(I8.of(SIDE), self.a.pointer("codes"), place + plane * TILE)
                 for plane in range(bits)
             ]
             assert code.isa.tiles is not None
@@ -319,7 +281,7 @@ class _Panel:
         # the last step may be of one half; x of the other is 0, so any codes will do
         for quad in (step * 2, minimum(step * 2 + 1, quads - 1)):
             place = ((self.tile * quads + quad) * TILE + column) * QUAD
-            words = code.load(I32.of(_SIDE), self.a.pointer("codes"), place)
+            words = code.load(I32.of(SIDE), self.a.pointer("codes"), place)
             yield from (((words >> (8 * i)) & 255).to(F32) for i in range(4))
 
     def scale_and_shift(self, group: Value, column: Value) -> tuple[Value, Value]:
@@ -327,14 +289,14 @@ class _Panel:
         code, a, form = self.code, self.a, self.form
         raised = RAISED if form.bits < 8 else 0
         if form.granularity == "tensor":
-            scale = code.load(F32, a.pointer("scales")).broadcast(_SIDE)
+            scale = code.load(F32, a.pointer("scales")).broadcast(SIDE)
             return scale, scale * float(-form.zero - raised)
         index = (self.tile * self.groups + group) * TILE + column
         kind = F16 if form.granularity == "group" else F32
-        scale = code.load(kind.of(_SIDE), a.pointer("scales"), index * kind.byte_count).to(F32)
+        scale = code.load(kind.of(SIDE), a.pointer("scales"), index * kind.byte_count).to(F32)
         if not form.asymmetric:
             return scale, scale * float(-form.zero - raised)
-        zeros = code.load(I8.of(_SIDE), a.pointer("zeros"), index).to(I32, unsigned=True)
+        zeros = code.load(I8.of(SIDE), a.pointer("zeros"), index).to(I32, unsigned=True)
         parts = (zeros + (raised * form.zero_parts - form.zero_first)).to(F32)
         return scale, parts * (scale * (-1 / form.zero_parts))
 

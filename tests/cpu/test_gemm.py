@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cpu.codegen.image import Image
 from cpu.codegen.isa import Isa
 from cpu.codegen.language import I16, I32, Value
-from cpu.kernels import gemm
+from cpu.kernels import gemm, tile_rows
 from edge.formats import Format
 from edge.planes import TILE, dequantize, pack, tile_count
 from edge.target import Target
@@ -34,34 +34,39 @@ def unit(name: str) -> Isa:
     return with_tiles(isa_of(next(t for t in runnable() if "amx" not in Target.parse(t).features)))
 
 
-def gemm_case(form: Format, rows: int, width: int, count: int, threads: int) -> Case:
+def gemm_case(
+    form: Format, rows: int, width: int, count: int, threads: int, *, bias: bool = True
+) -> Case:
     """x [count, width] to bfloat16, then by weights [rows, width]; 32 rows at a time are computed.
 
-    Of x, whole vectors are read; rows that are not there may hold anything, as their sums do.
+    What is added to them is a bias, or other rows. Of x, whole tiles are read; rows that are not
+    there may hold anything, as their sums do.
     """
     rng = np.random.default_rng(rows + width)
     weights, tiles = random_weights(form, rows, width, rng), tile_count(rows)
     x = rng.normal(size=(count, width)).astype(np.float32)
     parts, padded = pack(form, weights), -(-count // 32) * 32
-    stride = -(-width // 16) * 16
-    bias = np.linspace(-1, 1, tiles * TILE, dtype=np.float32)
+    stride = -(-width // 32) * 32
+    start = np.linspace(-1, 1, tiles * TILE, dtype=np.float32)
+    if not bias:
+        start = start * rng.normal(size=(padded, 1)).astype(np.float32)
     plain = dequantize(form, weights)
     # float32 sums, and the one weight whose rounding turns on the last bit of a product
     bounds = 2.0**-20 * (np.abs(x) @ np.abs(plain).T + 1)
     bounds += 2.0**-8 * np.abs(x).max(axis=1)[:, None] * np.abs(plain).max(axis=1)
     buffers = {
         "x": np.pad(x, ((0, 0), (0, stride - width)), constant_values=np.float32(np.nan)),
-        "bf16": np.zeros(gemm.rows_bytes(padded, width), np.uint8),
+        "bf16": np.zeros(tile_rows.rows_bytes(padded, width), np.uint8),
         "codes": parts["codes" if form.bits == 8 else "planes"],
         "scales": parts["scales"],
         "zeros": parts.get("zeros", np.zeros(1, np.uint8)),
-        "bias": bias,
+        "start": start,
         "panels": np.full((threads, gemm.panels_bytes(padded)), 0xFF, np.uint8),
         "out": np.full((padded, tiles * TILE), np.nan, np.float32),
     }
     # what was in panels is finite, in sums anything
     buffers["panels"].reshape(-1)[: threads * gemm.panels_bytes(0)] = 0
-    convert, multiply = gemm.bfloat16_kernel(), gemm.gemm_kernel(form)
+    convert, multiply = tile_rows.bfloat16_kernel(), gemm.gemm_kernel(form)
     first: dict[str, int | str] = {
         "x": "x",
         "out": "bf16",
@@ -78,15 +83,19 @@ def gemm_case(form: Format, rows: int, width: int, count: int, threads: int) -> 
         "rows": count,
         "width": width,
         "tiles": tiles,
+        "start_stride": 0 if bias else 4 * tiles * TILE,
         "out_stride": 4 * tiles * TILE,
     }
-    second |= {name: name for name in ("codes", "scales", "zeros", "bias", "panels")}
+    second |= {name: name for name in ("codes", "scales", "zeros", "start", "panels")}
     return Case(
         f"gemm {form} {rows}x{width} count {count} threads {threads}",
         buffers,
         [call(convert, first), call(multiply, second)],
         threads=threads,
-        near={"out": gemm.gemm(half_up(plain), x).astype(np.float64) + bias[:rows]},
+        near={
+            "out": gemm.gemm(half_up(plain), x)
+            + np.atleast_2d(start)[:count, :rows].astype(np.float64)
+        },
         bounds={"out": bounds},
         scratch=["bf16", "panels"],
     )
@@ -98,14 +107,14 @@ def half_up(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def rounded(values: Value) -> Value:
-    """What `gemm` asks of an instruction that comes with matrix units: to the nearest, to even."""
+    """What `tile_rows` asks of an instruction of matrix units: to the nearest, to even."""
     bits = values.cast(I32.of(values.type.lanes))
     return ((bits + ((bits >> 16) & 1) + 0x7FFF) >> 16).to(I16)
 
 
 def hold(functions: Image, form: Format, walled: tuple[str, ...]) -> None:
-    for shape in SHAPES:
-        case = gemm_case(form, *shape)
+    for number, shape in enumerate(SHAPES):
+        case = gemm_case(form, *shape, bias=number % 2 == 0)
         check(case, run(functions, case, walled=walled))
 
 
@@ -115,11 +124,11 @@ def test_every_format_is_as_the_twin(name: str, form: str, monkeypatch: pytest.M
     """Once with walls behind what is read, in another process, which a read behind them ends."""
     parsed = Format.parse(form)
     if name != AMX:
-        monkeypatch.setattr(gemm, "_rounded", rounded)
-    functions = loaded(unit(name), [gemm.bfloat16_kernel(), gemm.gemm_kernel(parsed)])
+        monkeypatch.setattr(tile_rows, "_rounded", rounded)
+    functions = loaded(unit(name), [tile_rows.bfloat16_kernel(), gemm.gemm_kernel(parsed)])
     hold(functions, parsed, ())
     child = multiprocessing.get_context("fork").Process(
-        target=hold, args=(functions, parsed, ("codes", "scales", "zeros", "bias"))
+        target=hold, args=(functions, parsed, ("codes", "scales", "zeros", "start"))
     )
     child.start()
     child.join()

@@ -210,26 +210,48 @@ def test_a_run_makes_room_for_its_tokens(
 
 
 @pytest.mark.parametrize(
-    ("name", "form", "matrix_unit", "fused", "others"),
+    ("name", "form", "matrix_unit", "norms"),
     [
-        ("llama", "w4g32", False, True, False),
-        ("llama", "f32", False, False, True),
-        ("llama", "w4g32", True, True, True),  # before the head alone
-        ("qwen3", "w4g32", False, True, True),  # not those of heads
-        ("bitnet_ternary", "w4g32", False, True, True),  # not those that are rounded to 8 bits
+        ("llama", "w4g32", False, {"norm_quantize_b32"}),
+        ("llama", "f32", False, {"norm"}),
+        ("llama", "w4g32", True, {"norm_bfloat16", "norm_quantize_b32"}),  # the head's is the last
+        ("llama", "f32", True, {"norm"}),
+        ("qwen3", "w4g32", False, {"norm_quantize_b32", "norm"}),  # of heads
+        ("qwen3", "w4g32", True, {"norm_bfloat16", "norm_quantize_b32", "norm"}),
+        # what is rounded to 8 bits
+        ("bitnet_ternary", "w4g32", False, {"norm_quantize_b32", "norm"}),
     ],
 )
-def test_norms_are_fused_where_only_quantized_rows_are_read(
-    name: str, form: str, matrix_unit: bool, fused: bool, others: bool, tmp_path: Path
+def test_norms_are_fused_where_only_converted_rows_are_read(
+    name: str, form: str, matrix_unit: bool, norms: set[str], tmp_path: Path
 ) -> None:
+    kernels = lowered_kernels(name, form, matrix_unit, tmp_path)
+    assert {kernel for kernel in kernels if kernel.startswith("norm")} == norms
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "lone"),
+    [
+        ("llama", "w4g32", set()),
+        ("llama", "f32", {"add", "gate_silu"}),
+        ("gemma2", "w4g32", {"add"}),  # of norms
+    ],
+)
+def test_sums_and_gates_are_made_with_projections_on_a_matrix_unit(
+    name: str, form: str, lone: set[str], tmp_path: Path
+) -> None:
+    kernels = lowered_kernels(name, form, True, tmp_path)
+    assert {"add", "gate_silu", "gate_gelu_tanh"} & kernels == lone
+
+
+def lowered_kernels(name: str, form: str, matrix_unit: bool, folder: Path) -> set[str]:
+    """What a chunk of a tiny model calls."""
     variant = VARIANTS[name]
-    synthesize(variant.config, tmp_path / "source", seed=variant.seed, dtype="f32")
-    convert(tmp_path / "source", tmp_path / "m", weights=form, head=form, context=variant.context)
-    bundle = edge.load(tmp_path / "m", target="ref").bundle
+    synthesize(variant.config, folder / "source", seed=variant.seed, dtype="f32")
+    convert(folder / "source", folder / "m", weights=form, head=form, context=variant.context)
+    bundle = edge.load(folder / "m", target="ref").bundle
     lowering = Lowering(bundle, Memory(), 2, 256, "f32", matrix_unit=matrix_unit)
-    kernels = {call.kernel.name for call in lowering.run().calls}
-    assert ("norm_quantize_b32" in kernels) == fused
-    assert ("norm" in kernels) == others
+    return {call.kernel.name for call in lowering.run().calls}
 
 
 def test_attention_of_many_rows_is_on_tiles_behind_what_is_appended(
