@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from cpu.bands import TILES_EACH, Band, Banded, bands, find_banded
-from cpu.calls import Dynamic, Lowered, Place
+from cpu.calls import Dynamic, Lowered, Place, Spread
 from cpu.kernels import (
     activations,
     argmax,
@@ -141,8 +141,8 @@ class Lowering(MatrixUnit):
         return block_of(form) if form.quantized else None
 
     def rope(self, op: Rope) -> None:
-        x = self.read(op.x)
-        out = self.place(op.out, self.row_spread())
+        x, spread = self.read(op.x), self.row_spread()
+        out = self.over(op.out, spread, op.x) or self.place(op.out, spread)
         half = self.tensors[op.frequencies].shape[0]
         key = f"{op.frequencies}/{op.scale}"
         extra: dict[str, int | Dynamic] = {
@@ -302,7 +302,7 @@ class Lowering(MatrixUnit):
         if isinstance(op, Gate) and self.alone_in_bfloat16(op, left):
             self.gate_bfloat16(op, left, right)
             return
-        out = self.over(op.out, a, b) or self.place(op.out, "sliced", taken=left.taken)
+        out = self.over(op.out, "sliced", a, b) or self.place(op.out, "sliced", taken=left.taken)
         self.element_by_element(op, left, right, Band.whole(out))
 
     def element_by_element(
@@ -370,14 +370,16 @@ class Lowering(MatrixUnit):
         }
         self.call(activations.quantize_sliced_kernel(layout.block), arguments)
 
-    def over(self, name: str, *inputs: str) -> Place | None:
+    def over(self, name: str, spread: Spread, *inputs: str) -> Place | None:
         """The place of an input that nothing else reads: each thread writes what it has read."""
+        if spread == "private":
+            return None
         for source in inputs:
             place = self.places[source]
             alone = self.owners[source] == source and len(self.readers[source]) == 1
             if alone and not place.private:
                 self.blocks[name] = self.blocks.pop(source)
-                self.places[name] = replace(place, spread="sliced")
+                self.places[name] = replace(place, spread=spread)
                 return self.places[name]
         return None
 
