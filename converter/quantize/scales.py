@@ -2,8 +2,9 @@
 
 The scale of a symmetric group of 1 or 2 bits has 8 significant bits, of the 11 of float16: its
 weights, which are minus or plus half the scale, or -2, -1, 0 or 1 times it, are then exact in
-bfloat16, in which a matrix unit multiplies. A scale that is 0.8 % off at most is nothing next to
-what 2 bits lose.
+bfloat16, in which a matrix unit multiplies. With a zero of its own, 2 bits reach from -3 to 3 times
+the scale, which has 6. A scale that is 0.8 % off at most (where it must cover, 3 %) is nothing next
+to what 2 bits lose.
 """
 
 from __future__ import annotations
@@ -16,9 +17,6 @@ from numpy.typing import NDArray
 from edge.errors import BadWeights
 from edge.formats import Format
 
-# The last bits of a float16, past 8 significant ones.
-_PAST = np.uint16(0b111)
-
 
 def nearest(form: Format, scales: NDArray[np.floating]) -> NDArray[np.float32]:
     """The closest scales that can be stored. Raises BadWeights where they are out of range."""
@@ -26,8 +24,8 @@ def nearest(form: Format, scales: NDArray[np.floating]) -> NDArray[np.float32]:
         return _finite(form, scales, scales.astype(np.float32))
     with np.errstate(over="ignore"):
         narrow = scales.astype(np.float16)
-    if _short(form):
-        narrow = _cut(narrow, np.uint16(0b100))
+    past = _past(form)
+    narrow = _cut(narrow, past, (past + 1) // 2)
     return _finite(form, scales, narrow).astype(np.float32)
 
 
@@ -43,17 +41,23 @@ def covering(form: Format, scales: NDArray[np.float32]) -> NDArray[Any]:
         narrow = scales.astype(np.float16)
         short = np.abs(narrow) < np.abs(scales)
         narrow[short] = np.nextafter(narrow[short], np.copysign(np.float16(np.inf), narrow[short]))
-    return _finite(form, scales, _cut(narrow, _PAST) if _short(form) else narrow)
+    past = _past(form)
+    return _finite(form, scales, _cut(narrow, past, past))
 
 
-def _short(form: Format) -> bool:
-    return form.bits <= 2 and form.kind != "ternary" and not form.asymmetric
+def _past(form: Format) -> int:
+    """The last bits of a float16, past the significant ones of a scale."""
+    if form.bits > 2 or form.kind == "ternary":
+        return 0
+    if not form.asymmetric:
+        return 0b111
+    return 0b11111 if form.bits == 2 else 0
 
 
-def _cut(scales: NDArray[np.float16], added: np.uint16) -> NDArray[np.float16]:
-    """8 significant bits: of the magnitude, as whole numbers, with something added before."""
-    bits = scales.view(np.uint16) + added
-    made: NDArray[np.float16] = (bits & ~_PAST).view(np.float16)
+def _cut(scales: NDArray[np.float16], past: int, added: int) -> NDArray[np.float16]:
+    """Without its last bits: of the magnitude, as whole numbers, with something added before."""
+    bits = scales.view(np.uint16) + np.uint16(added)
+    made: NDArray[np.float16] = (bits & np.uint16(~past & 0xFFFF)).view(np.float16)
     return made
 
 

@@ -15,16 +15,17 @@ from edge.planes import dequantize
 from edge.tensorfile import to_bfloat16, to_float32
 from tests.converter.quantize.layers import hessian_of, make_layer
 
-SHORT, LONG, CHANNEL = (Format.parse(text) for text in ("w2g64", "w4g64", "w2gc"))
+SHORT, SHORTER, LONG, CHANNEL = map(Format.parse, ("w2g64", "w2g64a", "w4g64", "w2gc"))
+SHARES = {SHORT: 2.0**-8 + 2.0**-11, SHORTER: 2.0**-6 + 2.0**-11, LONG: 2.0**-11, CHANNEL: 0.0}
 
 some = arrays(np.float32, 50, elements=st.floats(-60000, 60000, width=32))
 
 
 @given(found=some)
 def test_stored_scales_are_near_and_covering_ones_not_smaller(found: np.ndarray) -> None:
-    for form, share in ((SHORT, 2.0**-8 + 2.0**-11), (LONG, 2.0**-11), (CHANNEL, 0.0)):
+    for form, share in SHARES.items():
         # below float16's normal numbers the steps are all alike
-        tiny = 0 if form is CHANNEL else 2.0**-21
+        tiny = {CHANNEL: 0, SHORTER: 2.0**-19}.get(form, 2.0**-21)
         near, over = scales.nearest(form, found), scales.covering(form, found).astype(np.float64)
         magnitude = np.abs(found.astype(np.float64))
         assert (np.abs(near - found.astype(np.float64)) <= share * magnitude + tiny).all()
@@ -40,7 +41,7 @@ def test_scales_out_of_range_are_refused() -> None:
         assert rounded(CHANNEL, np.array([7e4], np.float32)) == np.float32(7e4)
 
 
-@pytest.mark.parametrize("text", ["w1g64", "w2g32", "w2g64", "w2g128"])
+@pytest.mark.parametrize("text", ["w1g64", "w2g32", "w2g64", "w2g128", "w2g64a"])
 def test_weights_of_two_bits_and_of_one_are_exact_in_bfloat16(text: str) -> None:
     form, (weights, inputs) = Format.parse(text), make_layer(96, 256)
     grid, codes = gptq.quantize(form, weights, Curvature(hessian_of(inputs), Effort()))
