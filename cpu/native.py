@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,7 +20,6 @@ from edge.formats import Format
 from edge.watch import listening
 
 if TYPE_CHECKING:
-    from cpu.codegen.emit import Module
     from cpu.codegen.isa import Isa
 
 
@@ -75,8 +74,7 @@ def compile_native(formats: Iterable[Format], isa: Isa) -> Native:
     """Compile the kernels for tensors of these formats, or take them from the cache."""
     matrix_unit = isa.tiles is not None
     made = families(formats, matrix_unit=matrix_unit, lookup_bits=isa.lookup_bits)
-    # a kernel is written, and then compiled with its family
-    listening().start("compiling", 2 * sum(map(len, made.values())), "steps")
+    listening().start("compiling", _steps(made), "steps")
     images = [_image(isa, name, kernels) for name, kernels in made.items()]
     return Native(images, matrix_unit=matrix_unit, lookup_bits=isa.lookup_bits)
 
@@ -92,26 +90,30 @@ def _image(isa: Isa, family: str, kernels: Sequence[Kernel]) -> Image:
         listening().advance(2 * len(kernels))
         return image
 
-    from cpu.codegen.emit import object_code
-
-    content = link_image(object_code(_module(isa, kernels, step=family == COMMON)))
+    content = link_image(_object(isa, family, kernels))
     keep(path, content)
-    listening().advance(len(kernels))
     return Image.of(content)
 
 
-def _module(isa: Isa, kernels: Iterable[Kernel], *, step: bool) -> Module:
-    """Kernels, and the step that calls them where it is wanted."""
-    from cpu.codegen.emit import Module
+def _steps(made: Mapping[str, Sequence[Kernel]]) -> int:
+    """Each kernel is written, and then compiled with its family."""
+    return 2 * sum(map(len, made.values()))
+
+
+def _object(isa: Isa, family: str, kernels: Sequence[Kernel]) -> bytes:
+    """A family's object code; the step that calls kernels is with those of every model."""
+    from cpu.codegen.emit import Module, object_code
     from cpu.kernels.step import emit_step
 
     module = Module(isa)
     for kernel in kernels:
         kernel.emit(module)
         listening().advance(1)
-    if step:
+    if family == COMMON:
         emit_step(module)
-    return module
+    made = object_code(module)
+    listening().advance(len(kernels))
+    return made
 
 
 def compile_library(formats: Iterable[Format], isa: Isa, out: Path) -> dict[str, str]:
@@ -123,16 +125,12 @@ def compile_library(formats: Iterable[Format], isa: Isa, out: Path) -> dict[str,
         raise MissingDependency("compiling ahead needs llvmlite", 'pip install "lutra[convert]"')
     import llvmlite
 
-    from cpu.codegen.emit import object_code
     from cpu.codegen.link import shared_library
 
     forms, matrix_unit = tuple(formats), isa.tiles is not None
-    made = families(forms, matrix_unit=matrix_unit, lookup_bits=isa.lookup_bits).values()
-    kernels = [kernel for family in made for kernel in family]
-    # each is written, and then compiled with all others
-    listening().start(f"compiling for {isa.name}", 2 * len(kernels), "steps")
-    shared_library(object_code(_module(isa, kernels, step=True)), out)
-    listening().advance(len(kernels))
+    made = families(forms, matrix_unit=matrix_unit, lookup_bits=isa.lookup_bits)
+    listening().start(f"compiling for {isa.name}", _steps(made), "steps")
+    shared_library((_object(isa, *family) for family in made.items()), out)
     return {
         "llvmlite": llvmlite.__version__,
         INTERFACE: interface(forms, matrix_unit=matrix_unit, lookup_bits=isa.lookup_bits),

@@ -9,6 +9,7 @@ import importlib.util
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from edge.errors import LutraError, MissingDependency
@@ -28,19 +29,21 @@ _OPTIONS = (
 )
 
 
-def shared_library(object_code: bytes, out: Path) -> None:
-    """Link an object of any processor into the library `out`, which is replaced when whole.
+def shared_library(objects: Iterable[bytes], out: Path) -> None:
+    """Link objects of any processor into the library `out`, which is replaced when whole.
 
-    Raises MissingDependency without ziglang, LutraError where the linker refuses: the object uses a
-    function that it does not have, or the disk is full.
+    Raises MissingDependency without ziglang, LutraError where the linker refuses: an object uses a
+    function that none has, or the disk is full.
     """
     if importlib.util.find_spec("ziglang") is None:
         raise MissingDependency("linking a library needs ziglang", 'pip install "lutra[ahead]"')
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        source, made = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
-        source.write_bytes(object_code)
+        made, sources = Path(folder) / "kernels.so", []
+        for number, content in enumerate(objects):
+            sources.append(Path(folder) / f"{number}.o")
+            sources[-1].write_bytes(content)
         linker = [sys.executable, "-m", "ziglang", "ld.lld", *_OPTIONS]
-        command = [*linker, "-o", str(made), str(source)]
+        command = [*linker, "-o", str(made), *map(str, sources)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
             raise LutraError(f"{out.name}: the linker refused: {done.stderr.strip()}")

@@ -38,7 +38,7 @@ FOREIGN = ARM[0] if this_machine().arch == "x86_64" else X86[0]
 
 def library(target: str, folder: Path) -> Path:
     path = folder / "kernels.so"
-    link.shared_library(object_of(isa_of(target), kernels_of(FORM)), path)
+    link.shared_library([object_of(isa_of(target), kernels_of(FORM))], path)
     return path
 
 
@@ -105,7 +105,7 @@ def test_a_function_from_elsewhere_is_refused(tmp_path: Path) -> None:
     module = Module(isa_of(X86[0]))
     module.function("calling", [POINTER], calling)
     with pytest.raises(LutraError, match=r"kernels.so.*undefined symbol: free"):
-        link.shared_library(object_code(module), tmp_path / "kernels.so")
+        link.shared_library([object_code(module)], tmp_path / "kernels.so")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,7 +114,7 @@ def test_without_the_linker_it_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(link.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependency, match="ziglang"):
-        link.shared_library(b"", tmp_path / "kernels.so")
+        link.shared_library([], tmp_path / "kernels.so")
 
 
 def test_a_missing_function_is_named(tmp_path: Path) -> None:

@@ -20,14 +20,14 @@ from cpu.lowering import Lowering
 from cpu.memory import Memory
 from edge.backend import PicksBest
 from edge.errors import PromptTooLong
-from edge.generate import chunk_for, prefill, stream_tokens
+from edge.generate import chunk_for, prefill
 from edge.graph import Linear
 from edge.kvcache import CacheFormat, KVCache
 from edge.model import Model
 from edge.reference import FUNCTIONS, Step, WeightCache
-from edge.sampler import Sampler
 from edge.target import this_machine
 from tests.checkpoints import make_checkpoint
+from tests.cpu.model_jobs import TEXT, drawn_text
 from tests.golden.variants import VARIANTS, token_ids
 
 Logits = NDArray[np.float32]
@@ -45,8 +45,6 @@ pytestmark = pytest.mark.skipif(not PLAIN, reason="no code generator for this ma
 FLOAT = 2e-5
 FEW_ROWS = 3e-3
 MATRIX = 6e-2
-
-TEXT = "Once upon a time, there was a little girl named Lily. She loved to play outside."
 
 FORMATS = [
     "w1g32", "w1g64a", "w1gc",
@@ -320,17 +318,6 @@ def test_smaller_caches_change_the_predictions_of_a_trained_model_little(
         model = edge.load(tmp_path / "m.lutra", target=BEST, cache_format=cache_format)
         kl = kl_divergence(expected, log_softmax(one_by_one(model, ids))).mean()
         assert kl < bound
-
-
-def drawn_text(model: Model) -> NDArray[np.int32]:
-    """As many tokens as the context takes, of which the model draws nearly all."""
-    session = model.session()
-    session.tokens.extend(model.encode(TEXT))
-    sampler = Sampler(edge.Sampling(seed=1))
-    drawn = stream_tokens(model.program, session.cache, session.tokens, sampler)
-    while len(session.tokens) < session.cache.context:
-        next(drawn)
-    return np.array(session.tokens, np.int32)
 
 
 def test_int8_keys_and_values_change_little_over_the_whole_context(

@@ -47,13 +47,19 @@ def with_amx() -> Machine:
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """The emulator, built."""
+def built() -> Path:
+    """The emulator's library."""
     here, out = Path(__file__).parent, Path(mkdtemp()) / "amx.so"
     options = ("-target", "x86_64-linux-gnu", "-mcpu=x86_64_v3", "-shared", "-fPIC", "-O2")
     command = [sys.executable, "-m", "ziglang", "cc", *options, "-Wall", "-Werror", "-o", str(out)]
     subprocess.run([*command, str(here / "emulator.c")], check=True, capture_output=True)
-    made = ctypes.CDLL(str(out))
+    return out
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The emulator in this process."""
+    made = ctypes.CDLL(str(built()))
     made.performed_instructions.restype = ctypes.c_uint64
     return made
 

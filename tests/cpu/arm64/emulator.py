@@ -17,7 +17,8 @@ from cpu.kernels.families import families
 from cpu.kernels.kernel import Kernel
 from cpu.kernels.step import emit_step
 from edge.formats import Format
-from tests.cpu.harness import ARM, FORMATS, dot_case, expand_case, isa_of
+from tests.cpu.harness import ARM, dot_case, expand_case, isa_of
+from tests.cpu.model_jobs import ALL_FORMATS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -28,8 +29,6 @@ FLAGS = {
     "cortex-a76": "fp asimd asimdhp asimddp",
     "max": "fp asimd asimdhp asimddp i8mm",
 }
-
-ALL_FORMATS = (*FORMATS, "f16", "f32")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def compile_target(target: str, out: Path) -> None:
     for kernel in {kernel.name: kernel for kernel in _kernels(target)}.values():
         kernel.emit(module)
     emit_step(module)
-    link.shared_library(object_code(module), out)
+    link.shared_library([object_code(module)], out)
 
 
 def _kernels(target: str) -> Iterator[Kernel]:

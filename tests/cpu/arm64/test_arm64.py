@@ -19,7 +19,7 @@ from edge.formats import Format
 from edge.kvcache import CacheFormat
 from edge.target import Target
 from tests.checkpoints import make_checkpoint
-from tests.cpu.arm64.emulator import ALL_FORMATS, PROCESSORS, Emulator
+from tests.cpu.arm64.emulator import PROCESSORS, Emulator
 from tests.cpu.attention_cases import SHAPES as ATTENTION_SHAPES
 from tests.cpu.attention_cases import attention_case
 from tests.cpu.calls import Case, save
@@ -38,6 +38,7 @@ from tests.cpu.harness import (
     random_weights,
     whole_numbers,
 )
+from tests.cpu.model_jobs import ALL_FORMATS
 from tests.cpu.row_cases import (
     argmax_case,
     elementwise_cases,
