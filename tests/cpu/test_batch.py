@@ -40,7 +40,7 @@ def functions(form: str) -> Image:
 @given(
     rows=st.integers(1, 150),
     width=st.integers(1, 600),
-    batch=st.integers(1, 5),
+    batch=st.integers(1, 17),
     threads=st.integers(1, 3),
     seed=st.integers(0, 99),
 )

@@ -32,7 +32,7 @@ every_format = pytest.mark.parametrize("form", FORMATS)
 # The kernel that expands codes for every row, and the one that does so once for all.
 either_kernel = pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
 
-SHAPES = {"rows": st.integers(1, 150), "width": st.integers(1, 300), "batch": st.integers(1, 5)}
+SHAPES = {"rows": st.integers(1, 150), "width": st.integers(1, 300), "batch": st.integers(1, 17)}
 
 
 @every_target
