@@ -186,6 +186,7 @@ with what the compiler makes now. Compiled with {compiler}; cycles are **modelle
   `gemm ... expand`.
 - **cycles**: the same in cycles of a core, when everything is in its nearest cache and every
   branch is guessed right. Decode on a real machine waits for memory: at 4 bits, 64 weights are 32
-  bytes. LLVM models Cortex-A76 by its table of Cortex-A57, which issues fewer vector
-  instructions, so those figures are likelier too high than too low; Neoverse-N2 has a table of
-  its own. `-` is where the model has no figure."""
+  bytes. Cortex-A76 and Cortex-X3 are modelled by LLVM's tables of Neoverse-N1 and Neoverse-V2, the
+  server cores of the same designs (by its own name LLVM gives Cortex-A76 that of Cortex-A57, an
+  older core with fewer vector units); Neoverse-N2 stands for Cortex-A710. `-` is where the model
+  has no figure."""

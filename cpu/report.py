@@ -38,12 +38,15 @@ Kernels = Mapping[str, Kernel]
 CORES = {
     "arm-neon": ("cortex-a76",),
     "arm-dotprod": ("cortex-a76", "neoverse-n2"),
-    "arm-i8mm": ("neoverse-n2",),
+    "arm-i8mm": ("neoverse-n2", "cortex-x3"),
     "x86-avx2": ("haswell", "znver4"),
     "x86-avx512": ("skylake-avx512", "znver4"),
     "x86-vnni": ("icelake-server", "znver4"),
     "x86-amx": ("sapphirerapids",),
 }
+
+# Cores for which LLVM has no table, or an older relative's, and the server core of the same design.
+_SAME_DESIGN = {"cortex-a76": "neoverse-n1", "cortex-x3": "neoverse-v2"}
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,9 @@ class Row:
 
     def cycles(self, tool: Tool, core: str) -> float:
         """For UNIT weights. Raises LutraError where the tool cannot say."""
-        isa = self.isa
+        isa, model = self.isa, _SAME_DESIGN.get(core, core)
         return sum(
-            share * tool.cycles(loop.instructions, isa.triple, core, isa.features)
+            share * tool.cycles(loop.instructions, isa.triple, model, isa.features)
             for loop, share in self._parts()
         )
 

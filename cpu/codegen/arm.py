@@ -7,20 +7,18 @@ each vector, 15 and 20. The linear kernel's inner loop, with two dot products fo
 instruction 48, 53 and 59.
 
 A lookup of partial sums (T-MAC, arXiv 2407.00088; `kernels.lookup`) takes both bytes of an
-activation at once. With what is done once a block it has 13 instructions at 1 bit, 25 at 2, 39 at 3
-and 48 at 4. Cycles for 64 weights, modelled (Cortex-A76 by its older relative's table):
+activation at once. Cycles for 64 weights with what is done once a block, modelled (Cortex-A76 by
+the table of Neoverse-N1, which is the same design):
 
-| bits           | 1          | 2           | 3           | 4           |
-| -------------- | ---------- | ----------- | ----------- | ----------- |
-| lookup, A76    | 9.2        | 16.4        | 24.6        | 32.6        |
-| dot, NEON, A76 | 26.2       | 28.4        | 35.1        | 34.1        |
-| dotprod, A76   | 13.1       | 14.7        | 20.8        | 19.8        |
-| lookup, N2     | 5.7        | 10.1        | 14.9        | 19.8        |
-| dotprod, N2    | 9.9        | 11.2        | 14.9        | 13.9        |
+| bits           | 1    | 2    | 3    | 4    |
+| -------------- | ---- | ---- | ---- | ---- |
+| lookup, A76    | 5.7  | 9.5  | 13.6 | 17.6 |
+| dot, NEON, A76 | 22.7 | 24.4 | 27.8 | 26.4 |
+| dotprod, A76   | 10.1 | 11.2 | 14.9 | 13.9 |
+| lookup, N2     | 5.6  | 9.5  | 13.5 | 17.6 |
+| dotprod, N2    | 9.8  | 11.2 | 14.8 | 13.8 |
 
-So it serves 1 bit, and 2 where there is no dot product instruction. 3 and 4 bits were modelled two
-planes at a time, as the accumulators of more do not stay in registers; they would gain on plain
-NEON alone, at 4 bits little, and are left out.
+So it serves 1 to 3 bits, and 4 where there is no dot product instruction.
 
 For many rows, i8mm's products of matrices take 2 outputs by 8 weights with both terms of a row, so
 that a turn for 2 rows by 16 outputs multiplies 16 times and not 32: modelled on Neoverse-N2, 2.25
@@ -124,6 +122,13 @@ def _lookup(code: Code, table: Value, indices: Value) -> Value:
     return code.intrinsic("llvm.aarch64.neon.tbl1.v16i8", table.type, table, indices)
 
 
+def _multiply_add(code: Code, accumulator: Value, values: Value, factor: int) -> Value:
+    """1 instruction, where a shift by a power of two and an addition would be 2."""
+    factors = code.constant(values.type, factor)
+    name, kind = "llvm.aarch64.neon.smull.v4i32", accumulator.type
+    return accumulator + code.intrinsic(name, kind, values, factors)
+
+
 def _pause(code: Code) -> None:
     """Tell the core that this is a waiting loop."""
     code.intrinsic("llvm.aarch64.hint", None, code.constant(I32, 1))
@@ -155,19 +160,22 @@ def _isa(
     )
 
 
+# The widths that decode in fewer cycles by tables than by the dot products of each table.
+_LOOKUP = TableLookup(_lookup, (1, 2, 3), multiply_add=_multiply_add)
+
 # By the feature that a target must name, the least first.
 TABLES: dict[str, Isa] = {
     "neon": replace(
         _isa("arm-neon", "+neon", _signed_layout, _dot_widening, _dot_bytes_widening),
-        tables=TableLookup(_lookup, bits=(1, 2)),
+        tables=replace(_LOOKUP, bits=(1, 2, 3, 4)),
     ),
     "dotprod": replace(
         _isa("arm-dotprod", "+neon,+dotprod", _signed_layout, _dot_signed, _dot_bytes_signed),
-        tables=TableLookup(_lookup, bits=(1,)),
+        tables=_LOOKUP,
     ),
     "i8mm": replace(
         _isa("arm-i8mm", "+neon,+dotprod,+i8mm", _layout, _dot_mixed, _dot_mixed),
         dot_pairs=_dot_pairs_mixed,
-        tables=TableLookup(_lookup, bits=(1,)),
+        tables=_LOOKUP,
     ),
 }

@@ -139,16 +139,24 @@ class PairSum(Protocol):
     ) -> Value: ...
 
 
+class WideMultiplyAdd(Protocol):
+    """accumulator[j] += values[j] * factor; i16 into i32."""
+
+    def __call__(self, code: Code, accumulator: Value, values: Value, factor: int) -> Value: ...
+
+
 @dataclass(frozen=True)
 class TableLookup:
     """Decode by tables of partial sums (`kernels.lookup`) in place of dot products, at `bits`.
 
-    With `add_pairs`, two planes are looked up side by side and joined as they are widened.
+    With `add_pairs`, two planes are looked up side by side and joined as they are widened; else one
+    after the other, and `multiply_add` joins what is looked up.
     """
 
     lookup: Lookup
     bits: tuple[int, ...]
     add_pairs: PairSum | None = None
+    multiply_add: WideMultiplyAdd | None = None
 
 
 # Of codes of up to 4 bits as floats: bits of a mantissa, behind which nothing is to be subtracted.

@@ -2,7 +2,7 @@
 
 What it takes a loop to be is its instructions again and again, with every branch guessed right. The
 models are LLVM's own, made from vendors' optimization guides; for some cores LLVM uses that of a
-relative (Cortex-A57's for Cortex-A76, which has fewer vector units).
+relative, which may be an older one with fewer units.
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ zero * sum of x). A row keeps its sums in registers, and expands the codes anew:
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -71,17 +74,30 @@ class DecodeTile(Outputs):
         zero = code.constant(F32.of(code.isa.lanes), 0.0)
         sums = [[code.variable(zero) for _ in self.lanes] for _ in self.parts]
         whole = self.a.integer("width") // self.shape.block
-        streams = code.isa.reading.streams
-        length = whole // streams
-        with code.loop(0, length) as index, code.loop(0, streams) as stream:
-            block = stream * length + index
+        with self.streamed(whole) as block:
             self.one_block(x, block, block * self.shape.steps, None, sums)
-        with code.loop(length * streams, whole) as block:
+        with code.loop(whole - whole % code.isa.reading.streams, whole) as block:
             self.one_block(x, block, block * self.shape.steps, None, sums)
         with code.when(whole < self.blocks):
             self.one_block(x, whole, whole * self.shape.steps, self.steps, sums)
         for part, totals in zip(self.parts, sums, strict=True):
             self.finish(row, part, [total.get() for total in totals])
+
+    @contextlib.contextmanager
+    def streamed(self, whole: Value) -> Iterator[Value]:
+        """Loop over blocks by streams, of each as many.
+
+        Of one stream without a loop within: out of that, the compiler would hoist all scales of a
+        block, to registers that are not there.
+        """
+        code, streams = self.code, self.code.isa.reading.streams
+        length = whole // streams
+        with code.loop(0, length) as index:
+            if streams == 1:
+                yield index
+            else:
+                with code.loop(0, streams) as stream:
+                    yield stream * length + index
 
     def one_block(
         self, x: Value, block: Value, first: Value, last: Value | None, sums: list[list[Variable]]

@@ -16,15 +16,14 @@ from functools import partial, reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.codegen.isa import CodeLayout, Expansion, Lookup, PairSum
+from cpu.codegen.isa import CodeLayout, Expansion, Lookup, PairSum, WideMultiplyAdd
 from cpu.codegen.language import I8, I16, I32, Code, Value, Variable
 from cpu.codegen.transpose import transposed_layout, unpack_lanes
 from cpu.kernels import linear
 from cpu.kernels.blocks import Piece, Shape, concatenated
 from cpu.kernels.kernel import Arguments, Kernel, Thread
-from cpu.kernels.products import Terms
 from edge.formats import Format
-from edge.planes import QUAD, STEP
+from edge.planes import QUAD, STEP, TILE
 
 ENTRIES = 1 << QUAD
 DIGIT_BITS, DIGITS = 6, 3
@@ -37,11 +36,12 @@ STEP_BYTES = STEP // QUAD * DIGITS * ENTRIES
 # Steps whose digits are added up as bytes: 4 of 63 at most are 252.
 _TOGETHER = 2
 
-# Rows of a vector of sums.
+# Rows of a vector of sums, and its halves.
 _HALF = 8
+_HALVES = range(4), range(4, _HALF)
 
-# Sums by digit, by plane, by vector.
-Counts = list[list[list[Variable]]]
+# Sums by digit, by vector.
+Counts = list[list[Variable]]
 
 TABLES_SLOTS = ("x", "out", "rows", "width", "padded", "x_stride", "x_private", "out_stride")
 
@@ -116,23 +116,25 @@ def lookup_kernel(form: Format) -> Kernel:
         tables = code.isa.tables
         assert tables is not None
         with code.loop(first, last) as tile:
-            if tables.add_pairs is None:
-                _LookupTile(code, a, thread, tile, shape).run()
-            else:
+            if tables.add_pairs is not None:
                 _PairedTile(code, a, thread, tile, shape, tables.lookup, tables.add_pairs).run()
+            else:
+                assert tables.multiply_add is not None
+                _LookupTile(code, a, thread, tile, shape, tables.lookup, tables.multiply_add).run()
 
     return Kernel(f"lookup_{form}", SLOTS, body)
 
 
-def _layout(bits: int) -> CodeLayout:
-    """Rows in order; of one plane twice as many, which share the loads of tables.
+# Rows at a time: their counters of a plane are 12 of the 32 registers.
+_ROWS = 32
 
-    The accumulators of 2 planes of 16 rows, or 1 of 32, are 12 of the 32 registers.
-    """
-    row_count = 32 if bits == 1 else 16
-    rows = tuple(tuple(range(first, first + 4)) for first in range(0, row_count, 4))
+
+def _layout(bits: int) -> CodeLayout:
+    """Rows in order."""
+    del bits
+    rows = tuple(tuple(range(first, first + 4)) for first in range(0, _ROWS, 4))
     return CodeLayout(
-        slots=(), rows=rows, factors=(1,) * len(rows), alternating=False, row_count=row_count
+        slots=(), rows=rows, factors=(1,) * len(rows), alternating=False, row_count=_ROWS
     )
 
 
@@ -146,13 +148,24 @@ def _nibbles(code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[Value]:
 
 
 class _LookupTile(linear.DecodeTile):
-    """Writes the code for 64 outputs of one tile, row after row."""
+    """Writes the code for 64 outputs of one tile, row after row.
 
-    def __init__(self, code: Code, a: Arguments, thread: Thread, tile: Value, shape: Shape) -> None:
+    Of a block, plane after plane is counted in the same counters, which double in between: those of
+    two planes would leave room for half the rows, and each table would be loaded twice as often.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        a: Arguments,
+        thread: Thread,
+        tile: Value,
+        shape: Shape,
+        lookup: Lookup,
+        multiply_add: WideMultiplyAdd,
+    ) -> None:
         super().__init__(code, a, thread, tile, shape, Expansion(_layout, _nibbles))
-        assert code.isa.tables is not None
-        self.lookup = code.isa.tables.lookup
-        self.vector_count = self.layout.row_count // code.isa.vector_bytes
+        self.lookup, self.multiply_add = lookup, multiply_add
 
     def one_row(self, row: Value) -> None:
         offset = row * self.a.integer("tables_stride")
@@ -163,45 +176,52 @@ class _LookupTile(linear.DecodeTile):
         self, x: Value, block: Value, first: Value, last: Value | None, sums: list[list[Variable]]
     ) -> None:
         self.prefetch_scales(block)
+        together = _TOGETHER if last is None else 1
+        end = first + self.shape.steps if last is None else last
         for part, totals in zip(self.parts, sums, strict=True):
-            terms = self.start(x, block, self.slots)
+            made = self.start(x, block, self.slots)[-1]
             counts = self.no_counts()
-            together = _TOGETHER if last is None else 1
-            end = first + self.shape.steps if last is None else last
-            with self.code.loop(first, end, together) as index:
-                self.look_up([index + i for i in range(together)], part, counts)
-            _add_digits(terms, [_joined_planes(planes) for planes in counts])
+            for plane in reversed(range(self.form.bits)):
+                if plane < self.form.bits - 1:
+                    _double(counts)
+                with self.code.loop(first, end, together) as index:
+                    self.look_up([index + i for i in range(together)], plane, part, counts)
+            _add_digits(self.multiply_add, made, counts)
             scales = self.weight_scales(block, part, self.slots)
-            self.add_scaled(x, Piece(block, part, self.slots), terms, scales, totals)
+            self.add_scaled(x, Piece(block, part, self.slots), [made], scales, totals)
 
     def no_counts(self) -> Counts:
         nothing = self.code.constant(I16.of(_HALF), 0)
-        return [
-            [[self.code.variable(nothing) for _ in range(2 * self.vector_count)] for _ in planes]
-            for planes in [range(self.form.bits)] * DIGITS
-        ]
+        return [[self.code.variable(nothing) for _ in range(_ROWS // _HALF)] for _ in range(DIGITS)]
 
-    def look_up(self, steps: Sequence[Value], part: int, counts: Counts) -> None:
-        """Add what some steps' nibbles find, digit by digit."""
-        if part == 0:
-            for step in steps:
-                self.prefetch(step)
-        # by quad: the nibbles of each plane's vectors
-        made = [list(self.vectors(step, part)) for step in steps]
+    def look_up(self, steps: Sequence[Value], plane: int, part: int, counts: Counts) -> None:
+        """Add what some steps' nibbles of a plane find, digit by digit."""
+        made = [self.nibbles(step, plane, part) for step in steps]
         quads = [nibbles[half::2] for nibbles in made for half in range(2)]
-        for digit, planes in enumerate(counts):
+        for digit, counters in enumerate(counts):
             held = [
                 self.code.load(I8.of(ENTRIES), self.tables, step * STEP_BYTES + place)
                 for step in steps
                 for place in (digit * ENTRIES, (DIGITS + digit) * ENTRIES)
             ]
-            halves = [counter for plane in planes for counter in plane]
-            for place in range(len(halves) // 2):
+            for place in range(len(counters) // 2):
                 found = [
                     self.lookup(self.code, table, nibbles[place])
                     for table, nibbles in zip(held, quads, strict=True)
                 ]
-                _count(found, halves[2 * place : 2 * place + 2], signed=digit == _LAST)
+                _count(found, counters[2 * place : 2 * place + 2], signed=digit == _LAST)
+
+    def nibbles(self, step: Value, plane: int, part: int) -> list[Value]:
+        """Of a plane's vectors, the low and the high ones."""
+        offset, size = step * self.shape.step_bytes + plane * TILE, self.code.isa.vector_bytes
+        if part == 0:
+            ahead = offset + self.code.isa.reading.ahead_bytes
+            self.prefetch_lines(self.codes, ahead, TILE)
+        vectors = [
+            self.code.load(I8.of(size), self.codes, offset + first)
+            for first in range(part, part + _ROWS, size)
+        ]
+        return list(self.expand(self.code, [vectors]))
 
 
 def _count(found: Sequence[Value], halves: Sequence[Variable], *, signed: bool) -> None:
@@ -214,23 +234,24 @@ def _count(found: Sequence[Value], halves: Sequence[Variable], *, signed: bool) 
         counter.set(counter.get() + rows.to(I16, unsigned=not signed))
 
 
-def _joined_planes(planes: Sequence[Sequence[Variable]]) -> list[Value]:
-    """A digit's sums of all planes, each worth twice the one before: below 3 * 32 * 64."""
-    made = [counter.get() for counter in planes[-1]]
-    for plane in reversed(planes[:-1]):
-        made = [(value << 1) + counter.get() for value, counter in zip(made, plane, strict=True)]
-    return made
+def _double(counts: Counts) -> None:
+    """Before a plane whose bits are worth half: at most 15 * 32 * 63 with all of 4 planes."""
+    for counters in counts:
+        for counter in counters:
+            counter.set(counter.get() << 1)
 
 
-def _add_digits(terms: Terms, digits: Sequence[Sequence[Value]]) -> None:
-    """Add digits in vectors of 8 rows to terms in vectors of 4: the last to the high one."""
-    halves = [
-        [vector.shuffle(rows).to(I32) for vector in vectors for rows in (range(4), range(4, _HALF))]
-        for vectors in digits
-    ]
-    for high, low, first, second, last in zip(*terms, *halves, strict=True):
-        low.set(low.get() + first + (second << DIGIT_BITS))
-        high.set(high.get() + (last << (_LAST * DIGIT_BITS - 8)))
+def _add_digits(multiply_add: WideMultiplyAdd, low: Sequence[Variable], counts: Counts) -> None:
+    """Add digits in vectors of 8 rows to vectors of 4."""
+    for digit, counters in enumerate(counts):
+        halves = [counter.get().shuffle(rows) for counter in counters for rows in _HALVES]
+        for held, values in zip(low, halves, strict=True):
+            made = held.get()
+            if digit == 0:
+                held.set(made + values.to(I32))
+            else:
+                factor = 1 << (DIGIT_BITS * digit)
+                held.set(multiply_add(made.code, made, values, factor))
 
 
 def _paired_nibbles(code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[Value]:
