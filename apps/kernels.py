@@ -2,11 +2,13 @@
 
 Code is compiled for every instruction set, also those that this machine does not run. Cycles come
 from LLVM's models of cores, with everything in the nearest cache: they say what a loop could do,
-never what a machine did. docs/kernels.md is made with --out.
+never what a machine did. For ARM64 a table says whether decode waits for memory or for what it computes,
+on a phone of the numbers given. docs/kernels.md is made with --out.
 
 examples:
   lutra kernels
   lutra kernels --isa arm-i8mm --weights w4g64
+  lutra kernels --isa arm-dotprod --clock-ghz 2.8 --core-gb-s 14 --memory-gb-s 30
   lutra kernels --no-cycles --json
   lutra kernels --out docs/kernels.md
 """
@@ -16,11 +18,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apps.output import print_json, print_table
 from apps.progress import Bar
+from cpu.phone import Phone
 from edge.disk import write_text
 from edge.errors import LutraError, MissingDependency, UsageError
 
@@ -41,6 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", action="append", metavar="FORMAT", help="such as w4g64; may be repeated"
     )
     parser.add_argument("--no-cycles", action="store_true", help="do without llvm-mca")
+    phone = Phone()
+    for name, kind, value, what in (
+        ("--clock-ghz", float, phone.clock_ghz, "clock of a phone's cores"),
+        ("--core-gb-s", float, phone.core_gb_s, "what one core reads alone"),
+        ("--memory-gb-s", float, phone.memory_gb_s, "what all cores read together"),
+        ("--cores", int, phone.cores, "cores that decode"),
+    ):
+        parser.add_argument(
+            name, type=kind, default=value, metavar="N", help=f"{what} (default: {value:g})"
+        )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a page in Markdown")
 
 
@@ -50,18 +64,30 @@ def run(args: argparse.Namespace) -> int:
         raise MissingDependency("compiling kernels needs llvmlite", 'pip install "lutra[convert]"')
     from cpu.codegen.mca import find_tool
 
+    phone = _phone(args)
     tool = None if args.no_cycles else find_tool()
     sections = list(_sections(args, tool, Bar(quiet=args.quiet)))
     if args.out is not None:
-        write_text(args.out, _page(sections, tool))
+        write_text(args.out, _page(sections, tool, phone))
     if args.json:
-        print_json(_values(sections, tool))
+        print_json(_values(sections, tool, phone))
     elif args.out is None:
         for section in sections:
             print(f"{section.isa.name}\n")
             print_table(section.table())
             print()
+        if len(waits := _waits(sections, phone)) > 1:
+            print(f"{_assumed(phone)}\n")
+            print_table(waits)
     return 0
+
+
+def _phone(args: argparse.Namespace) -> Phone:
+    """Raises UsageError."""
+    phone = Phone(args.clock_ghz, args.core_gb_s, args.memory_gb_s, args.cores)
+    if not all(0 < number < float("inf") for number in astuple(phone)):
+        raise UsageError(f"got {phone}, need numbers above 0", "see lutra kernels --help")
+    return phone
 
 
 class Section:
@@ -123,6 +149,45 @@ def _cycles(row: Row, tool: Tool, core: str) -> float | None:
         return None
 
 
+def _waits(sections: Sequence[Section], phone: Phone) -> list[list[str]]:
+    """Of what decodes on ARM64, on each core: cycles for UNIT weights and what they wait for."""
+    from cpu.report import UNIT
+
+    counts = sorted({1, phone.cores})
+    cores = ["1 core" if count == 1 else f"{count} cores" for count in counts]
+    table = [
+        ["kernel", "core", f"bytes per {UNIT}", "cycles, computing"]
+        + [f"cycles, memory of {text}" for text in cores]
+        + [f"{text} wait{'s' * (text == '1 core')} for" for text in cores]
+    ]
+    for section, row, core, cycles in _decoding(sections):
+        size = row.subject.read_bytes
+        table.append(
+            [f"{section.isa.name} {row.subject.name}", core, f"{size:g}", f"{cycles:.1f}"]
+            + [f"{phone.cycles(size, count):.1f}" for count in counts]
+            + [phone.waits_for(size, cycles, count) for count in counts]
+        )
+    return table
+
+
+def _decoding(sections: Sequence[Section]) -> Iterator[tuple[Section, Row, str, float]]:
+    """Of ARM64 what decodes, on each of its cores, with cycles."""
+    for section in sections:
+        if not section.isa.triple.startswith("aarch64"):
+            continue
+        for row, modelled in section.rows:
+            for core, cycles in zip(section.cores, modelled, strict=False):
+                if row.subject.read_bytes and cycles is not None:
+                    yield section, row, core, cycles
+
+
+def _assumed(phone: Phone) -> str:
+    return (
+        f"Decode on a phone (modelled), at {phone.clock_ghz:g} GHz, where one core reads "
+        f"{phone.core_gb_s:g} GB/s and all {phone.memory_gb_s:g} GB/s."
+    )
+
+
 def _mixture(row: Row) -> str:
     """The most frequent instructions of a turn."""
     counts = row.loop.mnemonics().most_common()
@@ -131,7 +196,7 @@ def _mixture(row: Row) -> str:
     return f"{named}, {rest} others" if rest else named
 
 
-def _page(sections: Sequence[Section], tool: Tool | None) -> str:
+def _page(sections: Sequence[Section], tool: Tool | None, phone: Phone) -> str:
     from cpu.codegen.emit import compiler_version
 
     parts = [_PREFACE.format(compiler=compiler_version(), tool=tool.version if tool else "not run")]
@@ -140,6 +205,10 @@ def _page(sections: Sequence[Section], tool: Tool | None) -> str:
         isa = section.isa
         parts += [f"\n## {isa.name}\n", f"LLVM features `{isa.features}`.\n"]
         parts += [_markdown(cells) for cells in (head, ["---"] * len(head), *lines)]
+    head, *lines = _waits(sections, phone)
+    if lines:
+        parts += [_PHONE.format(assumed=_assumed(phone))]
+        parts += [_markdown(cells) for cells in (head, ["---"] * len(head), *lines)]
     return "\n".join(parts) + "\n"
 
 
@@ -147,9 +216,24 @@ def _markdown(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _values(sections: Sequence[Section], tool: Tool | None) -> dict[str, object]:
+def _values(sections: Sequence[Section], tool: Tool | None, phone: Phone) -> dict[str, object]:
     return {
         "figures": "modelled",
+        "phone": asdict(phone),
+        "decode": [
+            {
+                "isa": section.isa.name,
+                "kernel": row.subject.name,
+                "core": core,
+                "bytes_per_64": row.subject.read_bytes,
+                "cycles_computing": cycles,
+                "waits_for": {
+                    count: phone.waits_for(row.subject.read_bytes, cycles, count)
+                    for count in sorted({1, phone.cores})
+                },
+            }
+            for section, row, core, cycles in _decoding(sections)
+        ],
         "llvm_mca": tool.version if tool else None,
         "kernels": [
             {
@@ -190,3 +274,12 @@ with what the compiler makes now. Compiled with {compiler}; cycles are **modelle
   server cores of the same designs (by its own name LLVM gives Cortex-A76 that of Cortex-A57, an
   older core with fewer vector units); Neoverse-N2 stands for Cortex-A710. `-` is where the model
   has no figure."""
+
+_PHONE = """
+## Decode on a phone: memory or computing
+
+{assumed} Each core computes what
+its kernel does; all share the memory. The greater of both is what a token takes: where it is
+memory, a faster kernel gains nothing with so many cores. Other numbers:
+`lutra kernels --clock-ghz --core-gb-s --memory-gb-s --cores`.
+"""

@@ -67,6 +67,7 @@ class Subject:
     block: int = 0
     parted: bool = False
     most: Callable[[Loop], int] = Loop.products
+    read_bytes: float = 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def subjects(isa: Isa, formats: Iterable[str] = FORMATS) -> list[Subject]:
     others = [Format.parse(text) for text in ("w4g64", *_FLOATS)]
     made = families([*parsed, *others], matrix_unit=tiles, lookup_bits=isa.lookup_bits).values()
     kernels = {kernel.name: kernel for family in made for kernel in family}
-    found = [_linear(form, kernels) for form in parsed]
+    found = [_linear(form, isa, kernels) for form in parsed]
     found += [_lookup(form, kernels) for form in parsed if form.bits in isa.lookup_bits]
     found += [_batch(form, isa, kernels) for form in parsed]
     if tiles:
@@ -133,10 +134,11 @@ def _vectors(count: int = 1) -> Callable[[Isa, Loop], float]:
     return lambda isa, _: count * isa.lanes
 
 
-def _linear(form: Format, kernels: Kernels) -> Subject:
-    block = block_of(form) * TILE
-    kernel = kernels[f"linear_{form}"]
-    return Subject(f"linear {form}", kernel, "weights", _products(TERMS), block)
+def _linear(form: Format, isa: Isa, kernels: Kernels) -> Subject:
+    block, kernel = block_of(form) * TILE, kernels[f"linear_{form}"]
+    read = 0 if form.bits in isa.lookup_bits else _read_bytes(form)
+    name, count = f"linear {form}", _products(TERMS)
+    return Subject(name, kernel, "weights", count, block, read_bytes=read)
 
 
 def _lookup(form: Format, kernels: Kernels) -> Subject:
@@ -148,8 +150,14 @@ def _lookup(form: Format, kernels: Kernels) -> Subject:
         planes = form.bits + form.bits % 2 if paired else form.bits
         return QUAD * loop.lookups() / (lookup.DIGITS * planes)
 
-    kernel = kernels[f"lookup_{form}"]
-    return Subject(f"lookup {form}", kernel, "weights", count, block, most=Loop.lookups)
+    name, kernel, read = f"lookup {form}", kernels[f"lookup_{form}"], _read_bytes(form)
+    return Subject(name, kernel, "weights", count, block, most=Loop.lookups, read_bytes=read)
+
+
+def _read_bytes(form: Format) -> float:
+    """Of UNIT weights with their share of scales, float16, and zeros, a byte."""
+    scales = (2 + form.asymmetric) / form.group if form.granularity == "group" else 0
+    return UNIT * (form.bits / 8 + scales)
 
 
 def _tables(kernel: Kernel) -> Subject:

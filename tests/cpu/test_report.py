@@ -47,6 +47,15 @@ def test_the_page_counts_what_the_compiler_makes(isa: Isa) -> None:
         assert page[row.subject.name][:3] == made, f"{isa.name} {row.subject.name}: {cure}"
 
 
+@every_isa
+def test_each_format_is_decoded_by_one_kernel(isa: Isa) -> None:
+    decoding = {s.name: s.read_bytes for s in subjects(isa) if s.read_bytes}
+    assert sorted(name.split()[1] for name in decoding) == sorted(FORMATS)
+    sizes = {name.split()[1]: size for name, size in decoding.items()}
+    # 4 bits and a float16 for 64; a zero more; no scales to speak of
+    assert (sizes["w4g64"], sizes["w4g64a"], sizes["ternary"]) == (34, 35, 16)
+
+
 def row_of(isa: str, name: str) -> Row:
     found = [s for s in subjects(ISAS[isa], ["w4g64"]) if s.name == name]
     return find_row(ISAS[isa], found[0])
