@@ -2,8 +2,8 @@
 
 Code is compiled for every instruction set, also those that this machine does not run. Cycles come
 from LLVM's models of cores, with everything in the nearest cache: they say what a loop could do,
-never what a machine did. For ARM64 a table says whether decode waits for memory or for what it computes,
-on a phone of the numbers given. docs/kernels.md is made with --out.
+never what a machine did. For ARM64 a table says whether decode waits for memory or for what it
+computes, on a phone of the numbers given. docs/kernels.md is made with --out.
 
 examples:
   lutra kernels
@@ -269,8 +269,8 @@ with what the compiler makes now. Compiled with {compiler}; cycles are **modelle
   multiply`, with 32 rows in `gemm ... multiply`, and expanded once for all rows in
   `gemm ... expand`.
 - **cycles**: the same in cycles of a core, when everything is in its nearest cache and every
-  branch is guessed right. Decode on a real machine waits for memory: at 4 bits, 64 weights are 32
-  bytes. Cortex-A76 and Cortex-X3 are modelled by LLVM's tables of Neoverse-N1 and Neoverse-V2, the
+  branch is guessed right. Decode may wait for memory instead: see the end of this page.
+  Cortex-A76 and Cortex-X3 are modelled by LLVM's tables of Neoverse-N1 and Neoverse-V2, the
   server cores of the same designs (by its own name LLVM gives Cortex-A76 that of Cortex-A57, an
   older core with fewer vector units); Neoverse-N2 stands for Cortex-A710. `-` is where the model
   has no figure."""
