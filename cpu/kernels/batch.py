@@ -231,11 +231,10 @@ class _PairTile(_Tile):
         return high.shuffle(range(16), low)
 
     def add_scaled(self, x: Value, piece: Piece, terms: Terms, scales: Scales, sums: Sums) -> None:
-        apart = [
-            [
-                self.code.variable(first.get().shuffle(lanes, last.get()))
-                for first, last in zip(*terms, strict=True)
-            ]
-            for lanes in _UNZIPPED
-        ]
-        super().add_scaled(x, piece, apart, scales, sums)
+        worth = self.code.constant(I32.of(4), [1 << 8, 1] * 2)
+        made = []
+        for pair in zip(*terms, strict=True):
+            first, last = (held.get() * worth for held in pair)
+            high, low = (first.shuffle(lanes, last) for lanes in _UNZIPPED)
+            made.append(self.code.variable(high + low))
+        super().add_scaled(x, piece, [made], scales, sums)
