@@ -157,6 +157,10 @@ class _Head(HeadCache):
         self.blocks = (self.queries + (_BLOCK - 1)) // _BLOCK
         self.state = self.take(self.blocks * (_BLOCK * _STATE_BYTES))
         self.sums = self.scratch
+        self.start = self.first_seen(code.constant(I64, 0)) // _DEPTH * _DEPTH
+        # where one span is all, a block is done before the next begins, and leaves it its memory
+        alone = self.end <= self.start + SPAN
+        self.sum_bytes = alone.select(code.constant(I64, 0), width * (4 * _BLOCK))
 
     def operand(self, size: Value, depth: Value) -> _Operand:
         memory = self.take(size * depth * (2 * self.terms))
@@ -173,8 +177,7 @@ class _Head(HeadCache):
         code = self.code
         with self.own_blocks() as block:
             block.begin()
-        start = self.first_seen(code.constant(I64, 0)) // _DEPTH * _DEPTH
-        with code.loop(start, self.end, SPAN) as first:
+        with code.loop(self.start, self.end, SPAN) as first:
             stop = minimum(first + SPAN, self.end)
             self.pack_keys(first, stop)
             self.pack_values(first, stop)
@@ -248,7 +251,7 @@ class _Block:
         self.head, self.code, self.a = head, head.code, head.a
         self.first = block * _BLOCK
         self.count = minimum(head.queries - self.first, head.code.constant(I64, _BLOCK))
-        self.sums = head.code.offset(head.sums, self.first * head.width * 4)
+        self.sums = head.code.offset(head.sums, block * head.sum_bytes)
         self.state = head.code.offset(head.state, self.first * _STATE_BYTES)
 
     def begin(self) -> None:
