@@ -267,7 +267,8 @@ with what the compiler makes now. Compiled with {compiler}; cycles are **modelle
   zeros, sums) where that is in the loop around. A weight is multiplied with two int8 terms of an
   activation in `linear` (decode, rows one by one), with both of some rows in `batch ...
   multiply`, with 32 rows in `gemm ... multiply`, and expanded once for all rows in
-  `gemm ... expand`.
+  `gemm ... expand`. `tile attention ... multiply` takes an element of a key or value with 32
+  queries, by three products; `soften` makes scores of a query weights.
 - **cycles**: the same in cycles of a core, when everything is in its nearest cache and every
   branch is guessed right. Decode may wait for memory instead: see the end of this page.
   Cortex-A76 and Cortex-X3 are modelled by LLVM's tables of Neoverse-N1 and Neoverse-V2, the

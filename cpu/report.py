@@ -16,13 +16,14 @@ from cpu.codegen.isa import Isa
 from cpu.codegen.loops import Loop, find_loops, flattened
 from cpu.codegen.mca import Tool
 from cpu.codegen.tables import TABLES
-from cpu.kernels import lookup
+from cpu.kernels import lookup, tile_attention
 from cpu.kernels.activations import TERMS
 from cpu.kernels.blocks import block_of
 from cpu.kernels.families import families
 from cpu.kernels.kernel import Kernel
 from edge.errors import LutraError
 from edge.formats import Format
+from edge.kvcache import CacheFormat
 from edge.planes import QUAD, STEP, TILE
 
 # Figures are for so many weights, or values where a kernel has none: one tile of outputs.
@@ -116,6 +117,7 @@ def subjects(isa: Isa, formats: Iterable[str] = FORMATS) -> list[Subject]:
     if tiles:
         found += [subject for form in parsed for subject in _gemm(form, kernels)]
         found += _of_tile_rows(kernels)
+        found += _tile_attention("f16", kernels)
     found += [
         Subject(f"linear {form}", kernels[f"linear_{form}"], "weights", _products(1))
         for form in _FLOATS
@@ -190,6 +192,17 @@ def _of_tile_rows(kernels: Kernels) -> list[Subject]:
     return [
         Subject(title, kernels[name], "values", _vectors(2), most=Loop.vectors)
         for title, name in names.items()
+    ]
+
+
+def _tile_attention(form: CacheFormat, kernels: Kernels) -> list[Subject]:
+    """Keys or values multiplied for 32 queries, term by term, and scores of a query made weights."""
+    name, kernel = f"tile attention {form}", kernels[f"tile_attention_{form}"]
+    terms = tile_attention.TERMS[form]
+    count = _products(32 * terms * (terms + 1) // 2)
+    return [
+        Subject(f"{name}, multiply 32 queries", kernel, "values", count),
+        Subject(f"{name}, soften", kernel, "values", _vectors(2), most=Loop.vectors),
     ]
 
 
