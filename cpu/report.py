@@ -196,7 +196,7 @@ def _of_tile_rows(kernels: Kernels) -> list[Subject]:
 
 
 def _tile_attention(form: CacheFormat, kernels: Kernels) -> list[Subject]:
-    """Keys or values multiplied for 32 queries, term by term, and scores of a query made weights."""
+    """Keys or values multiplied for 32 queries by all terms, and a query's scores made weights."""
     name, kernel = f"tile attention {form}", kernels[f"tile_attention_{form}"]
     terms = tile_attention.TERMS[form]
     count = _products(32 * terms * (terms + 1) // 2)
