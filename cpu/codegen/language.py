@@ -91,8 +91,6 @@ class Type:
 I1, I8, I16, I32, I64 = (Type(name) for name in ("i1", "i8", "i16", "i32", "i64"))
 F16, BF16, F32, POINTER = (Type(name) for name in ("f16", "bf16", "f32", "ptr"))
 
-Operand = "Value | int | float"
-
 
 class Value:
     """A value in a function being written."""

@@ -4,9 +4,9 @@ A value is 256 * high + low, both int8, so that byte dot products take it in two
 for the weights, so the second term costs little, and the error of the activations all but goes:
 with one term, 2-bit models were off by a KL divergence of 0.009 on a trained model.
 
-A quantized row is, at fixed offsets, the high bytes, the low bytes (each padded with zeros to whole
-lines), float32 scales of its blocks, and two int32 sums of each block: of the values in the first
-and in the last half of every 8, which is what a weight's zero is multiplied by.
+A quantized row is, at fixed offsets, the high bytes, the low bytes (zeros up to a whole vector, and
+what was there up to a whole line), float32 scales of its blocks, and two int32 sums of each block:
+of the values in the first and in the last half of every 8, by which a weight's zero is multiplied.
 """
 
 from __future__ import annotations

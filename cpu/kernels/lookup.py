@@ -147,8 +147,17 @@ def _nibbles(code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[Value]:
             yield vector >> 4
 
 
-class _LookupTile(linear.DecodeTile):
-    """Writes the code for 64 outputs of one tile, row after row.
+class _TableTile(linear.DecodeTile):
+    """Writes the code for 64 outputs of one tile, row after row, each with tables of its own."""
+
+    def one_row(self, row: Value) -> None:
+        offset = row * self.a.integer("tables_stride")
+        self.tables = self.code.offset(self.a.pointer("tables"), offset)
+        super().one_row(row)
+
+
+class _LookupTile(_TableTile):
+    """Rows in order, by tables of 16 bytes.
 
     Of a block, plane after plane is counted in the same counters, which double in between: those of
     two planes would leave room for half the rows, and each table would be loaded twice as often.
@@ -166,11 +175,6 @@ class _LookupTile(linear.DecodeTile):
     ) -> None:
         super().__init__(code, a, thread, tile, shape, Expansion(_layout, _nibbles))
         self.lookup, self.multiply_add = lookup, multiply_add
-
-    def one_row(self, row: Value) -> None:
-        offset = row * self.a.integer("tables_stride")
-        self.tables = self.code.offset(self.a.pointer("tables"), offset)
-        super().one_row(row)
 
     def one_block(
         self, x: Value, block: Value, first: Value, last: Value | None, sums: list[list[Variable]]
@@ -263,7 +267,7 @@ def _paired_nibbles(code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[V
             yield from _nibbles(code, [[low.shuffle(unpack_lanes(size, 1, half), high)]])
 
 
-class _PairedTile(linear.DecodeTile):
+class _PairedTile(_TableTile):
     """The same with rows of two planes as neighbouring bytes, which are joined as they are widened.
 
     So a digit has two vectors of sums, of half the rows each, however many planes there are. A last
@@ -285,11 +289,6 @@ class _PairedTile(linear.DecodeTile):
         super().__init__(code, a, thread, tile, shape, expansion)
         self.lookup, self.add_pairs = lookup, add_pairs
         assert self.shape.steps * 2 * _DIGIT_MASK * ((1 << self.form.bits) - 1) < 2**15
-
-    def one_row(self, row: Value) -> None:
-        offset = row * self.a.integer("tables_stride")
-        self.tables = self.code.offset(self.a.pointer("tables"), offset)
-        super().one_row(row)
 
     def one_block(
         self, x: Value, block: Value, first: Value, last: Value | None, sums: list[list[Variable]]

@@ -175,16 +175,18 @@ static float widened(const uint8_t *bfloat16) {
 
 // Fused float32 sums of the even and of the odd of all pairs, then both to c; denormals are 0.
 static void fold_bfloat16(Product p) {
+    float wide[ROWS][2][LINE / 4] = {0};
     _mm_setcsr(0x9FC0);  // to nearest, no exceptions; the kernel restores the interrupted code's
+    for (int k = 0; k < p.depth; k++)
+        for (int n = 0; n < 2 * p.columns; n++)
+            wide[k][n % 2][n / 2] = widened(&(*p.b)[k][2 * n]);
     for (int m = 0; m < p.rows; m++) {
         float sums[2][LINE / 4] = {0}, line[LINE / 4];
         for (int k = 0; k < p.depth; k++)
             for (int half = 0; half < 2; half++) {
                 float x = widened(&(*p.a)[m][4 * k + 2 * half]);
-                for (int n = 0; n < p.columns; n++) {
-                    float w = widened(&(*p.b)[k][4 * n + 2 * half]);
-                    sums[half][n] = __builtin_fmaf(x, w, sums[half][n]);
-                }
+                for (int n = 0; n < LINE / 4; n++)
+                    sums[half][n] = __builtin_fmaf(x, wide[k][half][n], sums[half][n]);
             }
         memcpy(line, (*p.c)[m], sizeof line);
         for (int n = 0; n < p.columns; n++) line[n] += sums[0][n] + sums[1][n];
@@ -212,15 +214,15 @@ static int perform(const Instruction *made) {
     return 1;
 }
 
+// The instruction that was refused, and those of AMX right behind it: a signal costs more than they.
 static void handle(int signal, siginfo_t *info, void *context) {
     (void)signal, (void)info;
     Instruction made;
-    if (decode(context, &made) && perform(&made)) {
-        __atomic_fetch_add(&performed, 1, __ATOMIC_RELAXED);
+    uint64_t count = 0;
+    for (; decode(context, &made) && perform(&made); count++)
         ((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP] += made.length;
-    } else {
-        sigaction(SIGILL, &before, NULL);  // who was there before hears of it: it happens again
-    }
+    __atomic_fetch_add(&performed, count, __ATOMIC_RELAXED);
+    if (!count) sigaction(SIGILL, &before, NULL);  // who was there before hears of it, next time
 }
 
 // What tests call.
