@@ -87,8 +87,10 @@ def transposed_words(v: Sequence[Value]) -> list[Value]:
     """16 vectors of 16 words: word k of vector i becomes word i of vector k."""
     whole = I8.of(64)
     fours = [_interleaved([row.cast(whole) for row in v[i : i + 4]], 4) for i in range(0, 16, 4)]
-    even, odd = ([lane for block in starts for lane in range(block, block + 16)]
-                 for starts in ((0, 32, 64, 96), (16, 48, 80, 112)))  # fmt: skip
+    even, odd = (
+        [lane for block in starts for lane in range(block, block + 16)]
+        for starts in ((0, 32, 64, 96), (16, 48, 80, 112))
+    )
     columns: dict[int, Value] = {}
     for place, (a, b, c, d) in enumerate(zip(*fours, strict=True)):  # 16 bytes are of 4 rows
         for first, outer in enumerate((even, odd)):

@@ -34,8 +34,14 @@ def kernel_of(op: Gate | Add | Softcap) -> tuple[Kernel, int]:
     return (add_kernel(), 0) if isinstance(op, Add) else (softcap_kernel(), float_slot(op.cap))
 
 
-def _sliced(code: Code, a: Arguments, thread: Thread, make: Callable[[Value, Value], Value],
-            *, unary: bool = False) -> None:  # fmt: skip
+def _sliced(
+    code: Code,
+    a: Arguments,
+    thread: Thread,
+    make: Callable[[Value, Value], Value],
+    *,
+    unary: bool = False,
+) -> None:
     first, last = thread.share(a.integer("tiles"))
     kind = F32.of(code.isa.lanes)
     with code.loop(0, a.integer("rows")) as row:

@@ -42,8 +42,10 @@ def norm_kernel() -> Kernel:
 
     def body(code: Code, a: Arguments, thread: Thread) -> None:
         size = a.integer("size")
-        with own_rows(code, a, thread) as (_, x, out), \
-                code.loop(0, a.integer("width"), size) as start:  # fmt: skip
+        with (
+            own_rows(code, a, thread) as (_, x, out),
+            code.loop(0, a.integer("width"), size) as start,
+        ):
             _norm_run(code, a, code.offset(x, start * 4), code.offset(out, start * 4), size)
 
     slots = (

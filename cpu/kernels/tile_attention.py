@@ -205,8 +205,7 @@ class _Head(HeadCache):
     def pack_keys(self, first: Value, stop: Value) -> None:
         """Pairs along the head, each key in a column; rows first, which are then transposed."""
         code, operand, line = self.code, self.packed_keys, 4 * _SIDE
-        with code.loop(0, stop - first, _SIDE) as key, \
-                code.loop(0, self.width, _DEPTH) as column:  # fmt: skip
+        with code.loop(0, stop - first, _SIDE) as key, code.loop(0, self.width, _DEPTH) as column:
             place = key // _SIDE * operand.group_bytes + column * (2 * _SIDE)
             with code.loop(0, _SIDE) as row:
                 position = minimum(first + key + row, stop - 1)
@@ -214,16 +213,16 @@ class _Head(HeadCache):
                 operand.put(pair[0], pair[1], place + row * line)
             for number in range(self.terms):
                 term = place + operand.term_bytes * number
-                rows = [code.load(I32.of(_SIDE), operand.memory, term + i * line)
-                        for i in range(_SIDE)]  # fmt: skip
+                rows = [
+                    code.load(I32.of(_SIDE), operand.memory, term + i * line) for i in range(_SIDE)
+                ]
                 for i, made in enumerate(transposed_words(rows)):
                     code.store(made, operand.memory, term + i * line)
 
     def pack_values(self, first: Value, stop: Value) -> None:
         """Pairs along positions, which are 16 apart as in `_Block.soften`."""
         code, operand = self.code, self.packed_values
-        with code.loop(0, self.width, _SIDE) as column, \
-                code.loop(0, stop - first, _DEPTH) as key:  # fmt: skip
+        with code.loop(0, self.width, _SIDE) as column, code.loop(0, stop - first, _DEPTH) as key:
             place = column // _SIDE * operand.group_bytes + key * (2 * _SIDE)
             with code.loop(0, _SIDE) as row:
                 positions = [minimum(first + key + row + i, stop - 1) for i in (0, _SIDE)]
@@ -435,8 +434,10 @@ def _multiply(
 ) -> None:
     """Add to four tiles of sums the products of 32 rows of a and 32 columns of b."""
     line = code.constant(I64, 4 * _SIDE)
-    rows, columns = ([side.tile(place[0] + i, place[1]) for i in range(2)]
-                     for side, place in ((a, a_place), (b, b_place)))  # fmt: skip
+    rows, columns = (
+        [side.tile(place[0] + i, place[1]) for i in range(2)]
+        for side, place in ((a, a_place), (b, b_place))
+    )
 
     def load(first: int, pointers: list[Value], step: Value) -> None:
         for i, pointer in enumerate(pointers):

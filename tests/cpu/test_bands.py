@@ -41,9 +41,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Make:
         source, out = folder / activation, folder / f"{activation}-{form}.lutra"
         if not source.exists():
             make_checkpoint(
-                source, intermediate_size=590, num_hidden_layers=1, hidden_act=activation,
+                source,
+                intermediate_size=590,
+                num_hidden_layers=1,
+                hidden_act=activation,
                 max_position_embeddings=400,
-            )  # fmt: skip
+            )
         if not out.exists():
             convert(source, out, weights=form, head=form)
         return out

@@ -47,10 +47,25 @@ FEW_ROWS = 3e-3
 MATRIX = 6e-2
 
 FORMATS = [
-    "w1g32", "w1g64a", "w1gc",
-    "w2g32", "w2g64a", "w3g64", "w3g32a", "w4g32", "w4g64a", "w4g128", "w4gc", "w8gc", "w8g64",
-    "w8g32a", "ternary", "ternaryg64", "f16", "f32",
-]  # fmt: skip
+    "w1g32",
+    "w1g64a",
+    "w1gc",
+    "w2g32",
+    "w2g64a",
+    "w3g64",
+    "w3g32a",
+    "w4g32",
+    "w4g64a",
+    "w4g128",
+    "w4gc",
+    "w8gc",
+    "w8g64",
+    "w8g32a",
+    "ternary",
+    "ternaryg64",
+    "f16",
+    "f32",
+]
 
 
 def distance(ours: Logits, theirs: Logits) -> float:
@@ -72,9 +87,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A tiny model in a format; widths are no multiples of anything."""
     folder = tmp_path_factory.mktemp("formats")
     source = make_checkpoint(
-        folder / "source", hidden_size=72, intermediate_size=172, head_dim=20,
+        folder / "source",
+        hidden_size=72,
+        intermediate_size=172,
+        head_dim=20,
         max_position_embeddings=400,
-    )  # fmt: skip
+    )
 
     def make(form: str) -> Path:
         out = folder / f"{form}.lutra"

@@ -35,8 +35,9 @@ def spread(x: Floats, rest: float = np.nan) -> Floats:
     return np.pad(x, ((0, 0), (0, -x.shape[1] % TILE)), constant_values=np.float32(rest))
 
 
-def tiled_case(kernel: Kernel, inputs: dict[str, Floats], extra: Slots, wanted: Floats,
-               threads: int) -> Case:  # fmt: skip
+def tiled_case(
+    kernel: Kernel, inputs: dict[str, Floats], extra: Slots, wanted: Floats, threads: int
+) -> Case:
     """Rows of `inputs` to tiles; of rows that are not there, tiles stay as they were."""
     count, width = wanted.shape
     expected = tile_rows.in_tiles(wanted)
