@@ -260,7 +260,8 @@ with what the compiler makes now. Compiled with {compiler}; cycles are **modelle
 
 - **a turn**: the weights (or values, where a kernel has none) that the inner loop takes each
   time; **instructions**: how many that turn has. Of a kernel's innermost loops it is the one that
-  multiplies most; of `norm and quantize` the one that makes integers. `lookup` decodes without
+  multiplies most; of `norm and quantize` the one that makes integers. Where threads quantize
+  slices of a row, and in blocks of 32 or 128, it is that of `quantize`. `lookup` decodes without
   multiplying, in place of `linear`, where it is listed; `tables` makes its tables once a step for
   all projections of an input.
 - **per 64**: instructions for 64 weights, with the share of what is done once a block (scales,
@@ -268,7 +269,7 @@ with what the compiler makes now. Compiled with {compiler}; cycles are **modelle
   activation in `linear` (decode, rows one by one), with both of some rows in `batch ...
   multiply`, with 32 rows in `gemm ... multiply`, and expanded once for all rows in
   `gemm ... expand`. `tile attention ... multiply` takes an element of a key or value with 32
-  queries, by three products; `soften` makes scores of a query weights.
+  queries, by three products (f32: six); `soften` makes scores of a query weights.
 - **cycles**: the same in cycles of a core, when everything is in its nearest cache and every
   branch is guessed right. Decode may wait for memory instead: see the end of this page.
   Cortex-A76 and Cortex-X3 are modelled by LLVM's tables of Neoverse-N1 and Neoverse-V2, the

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from cpu.codegen.emit import Module, assembly
 from cpu.codegen.isa import Isa
 from cpu.codegen.loops import Loop, find_loops, flattened
 from cpu.codegen.mca import Tool
 from cpu.codegen.tables import TABLES
-from cpu.kernels import lookup, tile_attention
+from cpu.kernels import codes, lookup, tile_attention
 from cpu.kernels.activations import TERMS
 from cpu.kernels.blocks import block_of
 from cpu.kernels.families import families
 from cpu.kernels.kernel import Kernel
 from edge.errors import LutraError
 from edge.formats import Format
+from edge.graph import GateFunction
 from edge.kvcache import CacheFormat
 from edge.planes import QUAD, STEP, TILE
 
@@ -32,6 +33,9 @@ UNIT = 64
 FORMATS = ("w1g64", "w2g64", "w3g64", "w4g32", "w4g64", "w4g128", "w4g64a", "w8g64", "ternary")
 
 _FLOATS = ("f16", "f32")
+
+_CACHES: tuple[CacheFormat, ...] = get_args(CacheFormat)
+_GATES: tuple[str, ...] = get_args(GateFunction)
 
 Kernels = Mapping[str, Kernel]
 
@@ -117,11 +121,12 @@ def subjects(isa: Isa, formats: Iterable[str] = FORMATS) -> list[Subject]:
     if tiles:
         found += [subject for form in parsed for subject in _gemm(form, kernels)]
         found += _of_tile_rows(kernels)
-        found += _tile_attention("f16", kernels)
+        found += [subject for form in _CACHES for subject in _tile_attention(form, kernels)]
     found += [
         Subject(f"linear {form}", kernels[f"linear_{form}"], "weights", _products(1))
         for form in _FLOATS
     ]
+    found += [_embedding(form, kernels) for form in (*parsed, *map(Format.parse, _FLOATS))]
     found += _of_activations(kernels)
     return [*found, _tables(kernels["tables"])] if isa.lookup_bits else found
 
@@ -182,13 +187,17 @@ def _gemm(form: Format, kernels: Kernels) -> list[Subject]:
     ]
 
 
+def _embedding(form: Format, kernels: Kernels) -> Subject:
+    """Of codes 8 at a time; floats one by one."""
+    count = STEP if form.quantized else 1
+    kernel = kernels[f"embedding_{form}"]
+    return Subject(f"embedding {form}", kernel, "values", lambda *_: count)
+
+
 def _of_tile_rows(kernels: Kernels) -> list[Subject]:
     """Rows for the matrix unit: a turn makes 32 values."""
-    names = {
-        "bfloat16": "bfloat16",
-        "norm in bfloat16": "norm_bfloat16",
-        "gate silu in bfloat16": "gate_silu_bfloat16",
-    }
+    names = {"bfloat16": "bfloat16", "norm in bfloat16": "norm_bfloat16"}
+    names |= {f"gate {function} in bfloat16": f"gate_{function}_bfloat16" for function in _GATES}
     return [
         Subject(title, kernels[name], "values", _vectors(2), most=Loop.vectors)
         for title, name in names.items()
@@ -210,32 +219,41 @@ def _of_activations(kernels: Kernels) -> list[Subject]:
     def values(title: str, name: str, count: Callable[[Isa, Loop], float]) -> Subject:
         return Subject(title, kernels[name], "values", count)
 
+    def busiest(title: str, name: str, count: Callable[[Isa, Loop], float]) -> Subject:
+        return Subject(title, kernels[name], "values", count, most=Loop.vectors)
+
+    def quantized(isa: Isa, loop: Loop) -> float:
+        del loop
+        return max(8, isa.lanes)
+
     return [
-        values("quantize", "quantize_b64", lambda isa, _: max(8, isa.lanes)),
-        Subject(
-            "norm and quantize",
-            kernels["norm_quantize_b64"],
-            "values",
-            lambda isa, _: max(8, isa.lanes),
-            most=Loop.vectors,
-        ),
-        values("attention f32, 4 queries", "attention_f32", _products(4)),
-        values("attention f16, 4 queries", "attention_f16", _products(4)),
+        values("quantize", "quantize_b64", quantized),
+        busiest("norm and quantize", "norm_quantize_b64", quantized),
+        *(values(f"attention {c}, 4 queries", f"attention_{c}", _products(4)) for c in _CACHES),
+        *(_append(form, kernels) for form in _CACHES),
         values("norm", "norm", _products(1)),
         values("rope", "rope", _vectors(2)),
         values("int8", "int8", _vectors()),
         values("add", "add", _vectors()),
-        values("gate silu", "gate_silu", _vectors()),
-        values("gate gelu", "gate_gelu", _vectors()),
+        *(values(f"gate {function}", f"gate_{function}", _vectors()) for function in _GATES),
         values("softcap", "softcap", _vectors()),
         values("argmax", "argmax", _vectors()),
-        values("embedding w4g64", "embedding_w4g64", lambda *_: STEP),
-        Subject(
-            "encode u8", kernels["encode_u8"], "values", _vectors(), parted=True, most=Loop.vectors
-        ),
-        values("decode u8", "decode_u8", _vectors()),
+        *(_encode(bits, kernels) for bits in codes.BITS),
+        *(values(f"decode u{bits}", f"decode_u{bits}", _vectors()) for bits in codes.BITS),
         values("add columns", "add_columns", _products(1)),
     ]
+
+
+def _append(form: CacheFormat, kernels: Kernels) -> Subject:
+    """Whole vectors of a row; what is left of it is taken one by one."""
+    kernel = kernels[f"append_{form}"]
+    return Subject(f"append {form}", kernel, "values", _vectors(), most=Loop.wide_vectors)
+
+
+def _encode(bits: int, kernels: Kernels) -> Subject:
+    """What does not fit is put aside in a branch, which has loops."""
+    kernel = kernels[f"encode_u{bits}"]
+    return Subject(f"encode u{bits}", kernel, "values", _vectors(), parted=True, most=Loop.vectors)
 
 
 def find_row(isa: Isa, subject: Subject) -> Row:

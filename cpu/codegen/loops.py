@@ -14,6 +14,7 @@ from dataclasses import dataclass
 _LABEL = re.compile(r"^(\.LBB\w+):")
 _BRANCH = re.compile(r"^\s+(?:j\w+|b|b\.\w+|cbn?z|tbn?z)\s+.*?(\.LBB\w+)\s*$")
 _VECTOR = re.compile(r"%[xyz]mm\d|\b[vqds]\d+\b")
+_WIDE = re.compile(r"%[yz]mm\d|\bv\d+\.|\bq\d+\b")
 
 # What multiplies, the most specific first: of a loop, the first kind that it has is its work, and
 # others only scale results. A product is of one weight and one activation; lanes are per operand.
@@ -55,6 +56,10 @@ class Loop:
     def vectors(self) -> int:
         """How many instructions work on vector registers."""
         return sum(bool(_VECTOR.search(text)) for text in self.instructions)
+
+    def wide_vectors(self) -> int:
+        """How many of these surely work on several lanes, not on one number in such a register."""
+        return sum(bool(_WIDE.search(text)) for text in self.instructions)
 
     def lookups(self) -> int:
         """Bytes looked up in tables."""

@@ -9,8 +9,10 @@ import pytest
 from cpu.codegen.emit import compiler_version
 from cpu.codegen.isa import Isa
 from cpu.codegen.mca import find_tool
+from cpu.kernels.families import families
 from cpu.report import CORES, FORMATS, UNIT, Row, find_row, isas, subjects
 from edge.errors import LutraError, MissingDependency
+from edge.formats import Format
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
 ISAS = {isa.name: isa for isa in isas()}
@@ -32,6 +34,17 @@ def test_the_page_has_every_kernel_of_every_instruction_set() -> None:
     for isa in isas():
         assert list(documented(isa.name)) == [subject.name for subject in subjects(isa)]
         assert isa.name in CORES
+
+
+@every_isa
+def test_every_kernel_is_reported(isa: Isa) -> None:
+    """But for those whose loop is that of another: of blocks of 64, of a whole row."""
+    forms = [Format.parse(text) for text in (*FORMATS, "f16", "f32")]
+    made = families(forms, matrix_unit=isa.tiles is not None, lookup_bits=isa.lookup_bits)
+    left = {kernel.name for kernels in made.values() for kernel in kernels}
+    left -= {subject.kernel.name for subject in subjects(isa)}
+    blocks = {f"{name}_b{block}" for name in ("quantize", "norm_quantize") for block in (32, 128)}
+    assert left == blocks | {f"quantize_sliced_b{block}" for block in (32, 64, 128)}
 
 
 @every_isa
