@@ -95,10 +95,15 @@ def test_predictions_stay_those_of_the_reference(
     pairs = [(form, threads) for form in ALL_FORMATS for threads in THREADS]
     if target == AMX:  # emulated tiles take their time: once a format, one thread after the other
         pairs = [pair for number, pair in enumerate(pairs) if number % 3 == number // 3 % 3]
-    lengths = np.linspace(1, context, len(pairs)).astype(int)
+    prompts = [
+        [[*steps, context - sum(steps)], [int(length)]]
+        for length in np.linspace(1, context, len(pairs))
+    ]
+    if target == AMX:  # and of the prompts by turns one
+        prompts = [both[number % 2 :][:1] for number, both in enumerate(prompts)]
     jobs = [
-        trained[form].job(threads, [[*steps, context - sum(steps)], [int(length)]])
-        for (form, threads), length in zip(pairs, lengths, strict=True)
+        trained[form].job(threads, some)
+        for (form, threads), some in zip(pairs, prompts, strict=True)
     ]
     for (form, _), job, made in zip(pairs, jobs, computed(target, jobs), strict=True):
         wanted = job.wanted(trained[form].logits)
