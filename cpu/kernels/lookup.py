@@ -10,13 +10,14 @@ the products are the same integers as those of `linear`.
 from __future__ import annotations
 
 import operator
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial, reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu.codegen.isa import CodeLayout, Expansion, Lookup, PairSum, WideMultiplyAdd
+from cpu.codegen.isa import CodeLayout, Expansion, TableLookup
 from cpu.codegen.language import I8, I16, I32, Code, Value, Variable
 from cpu.codegen.transpose import transposed_layout, unpack_lanes
 from cpu.kernels import linear
@@ -115,12 +116,9 @@ def lookup_kernel(form: Format) -> Kernel:
         first, last = thread.share(a.integer("tiles"))
         tables = code.isa.tables
         assert tables is not None
+        kind = _PairedTile if tables.add_pairs else _LookupTile
         with code.loop(first, last) as tile:
-            if tables.add_pairs is not None:
-                _PairedTile(code, a, thread, tile, shape, tables.lookup, tables.add_pairs).run()
-            else:
-                assert tables.multiply_add is not None
-                _LookupTile(code, a, thread, tile, shape, tables.lookup, tables.multiply_add).run()
+            kind(code, a, thread, tile, shape, tables).run()
 
     return Kernel(f"lookup_{form}", SLOTS, body)
 
@@ -150,6 +148,25 @@ def _nibbles(code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[Value]:
 class _TableTile(linear.DecodeTile):
     """Writes the code for 64 outputs of one tile, row after row, each with tables of its own."""
 
+    def __init__(
+        self,
+        code: Code,
+        a: Arguments,
+        thread: Thread,
+        tile: Value,
+        shape: Shape,
+        how: TableLookup,
+    ) -> None:
+        super().__init__(code, a, thread, tile, shape, self.expansion(code))
+        self.how = how
+        # digits of both quads of every step, each plane twice the one before
+        assert shape.steps * 2 * _DIGIT_MASK * ((1 << shape.form.bits) - 1) < 2**15
+
+    @staticmethod
+    @abstractmethod
+    def expansion(code: Code) -> Expansion:
+        """Nibbles as they are looked up, and the rows of what is found."""
+
     def one_row(self, row: Value) -> None:
         offset = row * self.a.integer("tables_stride")
         self.tables = self.code.offset(self.a.pointer("tables"), offset)
@@ -163,18 +180,10 @@ class _LookupTile(_TableTile):
     two planes would leave room for half the rows, and each table would be loaded twice as often.
     """
 
-    def __init__(
-        self,
-        code: Code,
-        a: Arguments,
-        thread: Thread,
-        tile: Value,
-        shape: Shape,
-        lookup: Lookup,
-        multiply_add: WideMultiplyAdd,
-    ) -> None:
-        super().__init__(code, a, thread, tile, shape, Expansion(_layout, _nibbles))
-        self.lookup, self.multiply_add = lookup, multiply_add
+    @staticmethod
+    def expansion(code: Code) -> Expansion:
+        del code
+        return Expansion(_layout, _nibbles)
 
     def one_block(
         self, x: Value, block: Value, first: Value, last: Value | None, sums: list[list[Variable]]
@@ -190,7 +199,7 @@ class _LookupTile(_TableTile):
                     _double(counts)
                 with self.code.loop(first, end, together) as index:
                     self.look_up([index + i for i in range(together)], plane, part, counts)
-            _add_digits(self.multiply_add, made, counts)
+            _add_digits(self.how, made, counts)
             scales = self.weight_scales(block, part, self.slots)
             self.add_scaled(x, Piece(block, part, self.slots), [made], scales, totals)
 
@@ -210,7 +219,7 @@ class _LookupTile(_TableTile):
             ]
             for place in range(len(counters) // 2):
                 found = [
-                    self.lookup(self.code, table, nibbles[place])
+                    self.how.lookup(self.code, table, nibbles[place])
                     for table, nibbles in zip(held, quads, strict=True)
                 ]
                 _count(found, counters[2 * place : 2 * place + 2], signed=digit == _LAST)
@@ -245,8 +254,9 @@ def _double(counts: Counts) -> None:
             counter.set(counter.get() << 1)
 
 
-def _add_digits(multiply_add: WideMultiplyAdd, low: Sequence[Variable], counts: Counts) -> None:
+def _add_digits(how: TableLookup, low: Sequence[Variable], counts: Counts) -> None:
     """Add digits in vectors of 8 rows to vectors of 4."""
+    assert how.multiply_add is not None
     for digit, counters in enumerate(counts):
         halves = [counter.get().shuffle(rows) for counter in counters for rows in _HALVES]
         for held, values in zip(low, halves, strict=True):
@@ -255,7 +265,7 @@ def _add_digits(multiply_add: WideMultiplyAdd, low: Sequence[Variable], counts: 
                 held.set(made + values.to(I32))
             else:
                 factor = 1 << (DIGIT_BITS * digit)
-                held.set(multiply_add(made.code, made, values, factor))
+                held.set(how.multiply_add(made.code, made, values, factor))
 
 
 def _paired_nibbles(code: Code, planes: Sequence[Sequence[Value]]) -> Iterator[Value]:
@@ -274,28 +284,17 @@ class _PairedTile(_TableTile):
     plane without a second is there twice, and the copy worth nothing.
     """
 
-    def __init__(
-        self,
-        code: Code,
-        a: Arguments,
-        thread: Thread,
-        tile: Value,
-        shape: Shape,
-        lookup: Lookup,
-        add_pairs: PairSum,
-    ) -> None:
-        self.size = code.isa.vector_bytes
-        expansion = Expansion(lambda _: transposed_layout(self.size, QUAD), _paired_nibbles)
-        super().__init__(code, a, thread, tile, shape, expansion)
-        self.lookup, self.add_pairs = lookup, add_pairs
-        assert self.shape.steps * 2 * _DIGIT_MASK * ((1 << self.form.bits) - 1) < 2**15
+    @staticmethod
+    def expansion(code: Code) -> Expansion:
+        size = code.isa.vector_bytes
+        return Expansion(lambda _: transposed_layout(size, QUAD), _paired_nibbles)
 
     def one_block(
         self, x: Value, block: Value, first: Value, last: Value | None, sums: list[list[Variable]]
     ) -> None:
         self.prefetch_scales(block)
         together, end = (1, last) if last is not None else (_TOGETHER, first + self.shape.steps)
-        nothing = self.code.constant(I16.of(self.size // 2), 0)
+        nothing = self.code.constant(I16.of(self.code.isa.vector_bytes // 2), 0)
         for part, totals in zip(self.parts, sums, strict=True):
             counts = [[self.code.variable(nothing) for _ in range(2)] for _ in range(DIGITS)]
             with self.code.loop(first, end, together) as index:
@@ -320,17 +319,23 @@ class _PairedTile(_TableTile):
                 for place in (digit * ENTRIES, (DIGITS + digit) * ENTRIES)
             ]
             for place, of_quads in enumerate(zip(*quads, strict=True)):
-                found = map(partial(self.lookup, self.code), held, of_quads)
+                found = map(partial(self.how.lookup, self.code), held, of_quads)
                 low, half = 2 * (place // 2), halves[place % 2]
                 worths = (1 << low, 2 << low if low + 1 < self.form.bits else 0)
                 together = reduce(operator.add, found)
                 signed = digit == _LAST
-                half.set(self.add_pairs(self.code, half.get(), together, worths, signed=signed))
+                half.set(self.add_pairs(half.get(), together, worths, signed=signed))
+
+    def add_pairs(
+        self, sums: Value, found: Value, worths: tuple[int, int], *, signed: bool
+    ) -> Value:
+        assert self.how.add_pairs is not None
+        return self.how.add_pairs(self.code, sums, found, worths, signed=signed)
 
     def table(self, step: Value, place: int) -> Value:
         """A table in every 16 bytes of a vector."""
         held = self.code.load(I8.of(ENTRIES), self.tables, step * STEP_BYTES + place)
-        return held.shuffle(list(range(ENTRIES)) * (self.size // ENTRIES))
+        return held.shuffle(list(range(ENTRIES)) * (self.code.isa.vector_bytes // ENTRIES))
 
     def add_digits(self, made: Sequence[Variable], counts: list[list[Variable]]) -> None:
         """Sums of 16 bits become twice as many vectors of 32, each of 4 rows of every 8."""
@@ -342,7 +347,7 @@ class _PairedTile(_TableTile):
                 (last, last, (1 << _LAST * DIGIT_BITS, 0)),
             ):
                 pairs = _zipped(a, b, quad)
-                total.set(self.add_pairs(self.code, total.get(), pairs, worths, signed=True))
+                total.set(self.add_pairs(total.get(), pairs, worths, signed=True))
 
 
 def _zipped(a: Value, b: Value, half: int) -> Value:
